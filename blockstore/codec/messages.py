@@ -1,0 +1,575 @@
+"""Every message that travels on a lane or on the bus.
+
+Each is a frozen MessagePack array `[tag, field, …]`; what is not exactly that is refused by the decoder, and a tag
+we do not know is answered with an error. A message acts under the epoch or term that it carries; one that changes
+something carries the id that makes applying it twice applying it once. Raw bytes travel as the frame's payload,
+never inside the message. Tags are never reused; fields are only ever added at the end, with a default.
+
+Encoding and decoding are in `codec/frame.py`; docs/formats/wire.md is checked against this file by a test.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from blockstore.ids import ChunkId, DiskId, NodeId, RequestId, SessionId, VolumeId
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False, gc=False):
+    """The common form."""
+
+
+# --- general answers
+
+
+class Ok(_Message, frozen=True, tag=1):
+    """Done; nothing more to say."""
+
+
+class Failed(_Message, frozen=True, tag=2):
+    """The request failed: `errors.to_wire`."""
+
+    name: str
+    fields: tuple[str | int, ...]
+
+
+class Hello(_Message, frozen=True, tag=3):
+    """First frame on a connection without TLS, from the client; the answer is `Ok` or `Failed`."""
+
+    name: str
+    release: str
+
+
+class Ping(_Message, frozen=True, tag=4):
+    """Answered with `Ok` by whoever serves the lane."""
+
+
+# --- fragments: what a node's disks do
+
+
+class FragmentSpec(_Message, frozen=True, tag=10):
+    """How to create a fragment; rides on the first append to it."""
+
+    shard_index: int  # position in the chunk's placement
+    k: int  # data shards; 1 for a replica
+    m: int  # parity shards; n_replicas - 1 for replicas
+    capacity: int  # user bytes that this fragment may hold
+
+
+class AppendFragment(_Message, frozen=True, tag=11):
+    """Payload: the bytes. Answered with `Appended` once they are on the disk."""
+
+    disk: DiskId
+    chunk: ChunkId
+    epoch: int
+    offset: int  # in the fragment
+    crc: int  # crc32c of the payload
+    create: FragmentSpec | None = None  # only with offset 0
+
+
+class Appended(_Message, frozen=True, tag=12):
+    length: int  # of the fragment, durable
+
+
+class FragmentRange(_Message, frozen=True):
+    """Not a message by itself."""
+
+    disk: DiskId
+    chunk: ChunkId
+    offset: int
+    length: int
+
+
+class ReadFragments(_Message, frozen=True, tag=13):
+    """Vectored read: answered with `FragmentData`; the ranges that failed have an error in it."""
+
+    ranges: tuple[FragmentRange, ...]
+
+
+class FragmentData(_Message, frozen=True, tag=14):
+    """Payload: the ranges' bytes, one after the other; a failed one has no bytes there."""
+
+    crcs: tuple[int, ...]  # crc32c of each range's bytes; 0 for a failed one
+    failed: dict[int, Failed] = {}  # by index in the request
+
+
+class Fence(_Message, frozen=True, tag=15):
+    """Refuse every epoch of `volume` below `epoch` from now on, durably. Answered with `Fenced`."""
+
+    volume: VolumeId
+    epoch: int
+    chunks: tuple[ChunkId, ...] = ()  # whose state the asker wants to know
+
+
+class FragmentState(_Message, frozen=True):
+    disk: DiskId
+    chunk: ChunkId
+    length: int
+    sealed: bool
+    doubtful: bool = False  # its tail was cut at a bad checksum: it may once have been longer
+
+
+class Fenced(_Message, frozen=True, tag=16):
+    """The state of each asked chunk's fragment that this node has; a chunk not there is not named."""
+
+    states: tuple[FragmentState, ...]
+
+
+class SealFragment(_Message, frozen=True, tag=17):
+    disk: DiskId
+    chunk: ChunkId
+    epoch: int
+    length: int
+
+
+class DeleteFragment(_Message, frozen=True, tag=18):
+    disk: DiskId
+    chunk: ChunkId
+    epoch: int
+
+
+class ListFragments(_Message, frozen=True, tag=19):
+    """A page of a disk's fragments in order of chunk id, after `after`. Answered with `FragmentList`."""
+
+    disk: DiskId
+    after: ChunkId | None = None
+    limit: int = 1_000
+
+
+class FragmentList(_Message, frozen=True, tag=20):
+    states: tuple[FragmentState, ...]
+    complete: bool  # nothing follows, and every fragment of the disk could be examined
+
+
+# --- placement of a chunk, as it travels
+
+
+class Placement(_Message, frozen=True):
+    """Where a chunk's fragments are: `disks[i]` holds shard (or replica) i; 0 where there is none."""
+
+    k: int
+    m: int
+    disks: tuple[DiskId, ...]
+
+
+class Extent(_Message, frozen=True):
+    """A run of a value's bytes in a chunk.
+
+    Replica (k = 1): `length` bytes at `offset`. Stripe: k x `unit` bytes, the value's bytes running through shard 0,
+    then shard 1, …; each shard's part at `offset` of its fragment; `length` ≤ k x unit of them are the value's.
+    """
+
+    chunk: ChunkId
+    offset: int
+    length: int
+    unit: int  # shard unit; equals `length` for a replica
+    crc: int  # crc32c of the `length` bytes
+
+
+# --- volume requests: client to owner
+
+
+class VolumeCall(_Message, frozen=True, tag=30):
+    """What every request to an owner says first. `op` decides the answer."""
+
+    volume: VolumeId
+    epoch: int  # that the client believes; 0 if it does not know
+    request: RequestId
+    settled: int  # every number of this session below it was answered: their results may be forgotten
+    op: (
+        Put | Delete | Lookup | LookupMany | ListKeys | SnapshotCreate | SnapshotDelete | SnapshotList | Grant | VolumeInfo
+    )
+
+
+ANY = -1
+ABSENT = 0
+
+
+class Put(_Message, frozen=True, tag=31):
+    """Set `key`. The value is the frame's payload, or `extents` already durable. Answered with `Written`."""
+
+    key: bytes
+    meta: bytes  # opaque to the engine; kinds/ give it a meaning
+    size: int
+    crc: int  # crc32c of the whole value
+    extents: tuple[Extent, ...] = ()
+    expected: int = ANY  # ANY, ABSENT, or the sequence that the present version must have
+
+
+class Delete(_Message, frozen=True, tag=32):
+    """Answered with `Written`; NotFound when there is none."""
+
+    key: bytes
+    expected: int = ANY
+
+
+class Written(_Message, frozen=True, tag=33):
+    sequence: int
+
+
+class Lookup(_Message, frozen=True, tag=34):
+    """Answered with `Found`. `at`: 0 for the head, else a snapshot's sequence."""
+
+    key: bytes
+    at: int = 0
+    start: int = 0  # range of interest; `end` -1 is the end of the value
+    end: int = -1
+    want_data: bool = True
+
+
+class Entry(_Message, frozen=True):
+    """One version of one key. When the owner answers with its bytes, `inline` says how many of the payload."""
+
+    key: bytes
+    sequence: int
+    meta: bytes
+    size: int
+    crc: int
+    extents: tuple[Extent, ...]
+    inline: int = -1  # bytes of [start, end) in the payload; -1: fetch `extents`
+
+
+class Found(_Message, frozen=True, tag=35):
+    entry: Entry
+    placements: dict[ChunkId, Placement] = {}  # of every chunk that must be read
+
+
+class LookupMany(_Message, frozen=True, tag=36):
+    """Up to 1,000 keys (and ranges). Answered with `FoundMany`."""
+
+    keys: tuple[bytes, ...]
+    at: int = 0
+    ranges: tuple[tuple[int, int], ...] = ()  # empty: whole values; else one (start, end) a key
+
+
+class FoundMany(_Message, frozen=True, tag=37):
+    """In the order asked; None where there is no such key. Entries past the payload bound are not inlined."""
+
+    entries: tuple[Entry | None, ...]
+    placements: dict[ChunkId, Placement] = {}
+
+
+class ListKeys(_Message, frozen=True, tag=38):
+    """A page in key order: keys with `prefix`, after `after`; with `delimiter` common prefixes are folded."""
+
+    prefix: bytes = b""
+    after: bytes = b""
+    delimiter: bytes = b""
+    limit: int = 1_000
+    at: int = 0
+
+
+class KeyPage(_Message, frozen=True, tag=39):
+    """`entries` without extents. A folded prefix is an entry with sequence 0."""
+
+    entries: tuple[Entry, ...]
+    more: bool
+    at: int  # the sequence that this page shows: pass it on with the next page for as long as it is retained
+
+
+class SnapshotCreate(_Message, frozen=True, tag=40):
+    name: str
+
+
+class SnapshotDelete(_Message, frozen=True, tag=41):
+    name: str
+
+
+class SnapshotList(_Message, frozen=True, tag=42):
+    pass
+
+
+class SnapshotRecord(_Message, frozen=True, tag=43):
+    """Also the answer to `SnapshotCreate`."""
+
+    name: str
+    sequence: int
+    created: float  # wall clock, seconds since 1970
+
+
+class SnapshotRecords(_Message, frozen=True, tag=44):
+    snapshots: tuple[SnapshotRecord, ...]
+
+
+class Grant(_Message, frozen=True, tag=45):
+    """Open a data chunk for this session to append to. Answered with `Granted`.
+
+    `finished` are this session's chunks that it will not append to again, with the length it had acknowledged.
+    `avoid` are disks that it could not reach just now."""
+
+    finished: tuple[tuple[ChunkId, int], ...] = ()
+    avoid: tuple[DiskId, ...] = ()
+
+
+class Granted(_Message, frozen=True, tag=46):
+    chunk: ChunkId
+    epoch: int
+    placement: Placement
+    capacity: int  # user bytes of one fragment
+
+
+class VolumeInfo(_Message, frozen=True, tag=47):
+    pass
+
+
+class VolumeFacts(_Message, frozen=True, tag=48):
+    """Answer to `VolumeInfo`: numbers by name (keys, sequence, journal_bytes, chunks, …)."""
+
+    facts: dict[str, int | float | str]
+
+
+# --- control: any node answers from its copy of the state
+
+
+class FetchView(_Message, frozen=True, tag=60):
+    """What a client needs to find its way. Answered with `View`. `at_least`: wait briefly for this revision."""
+
+    volume: str = ""  # name of the volume of interest; "" for none
+    at_least: int = 0
+
+
+class NodeView(_Message, frozen=True):
+    node: NodeId
+    host: str
+    port: int
+    unix: str
+    host_id: str
+    zone: tuple[str, ...]
+    live: bool
+    disks: tuple[DiskId, ...]
+
+
+class VolumeView(_Message, frozen=True):
+    volume: VolumeId
+    name: str
+    kind: str
+    policy: str
+    epoch: int
+    owner: NodeId
+
+
+class View(_Message, frozen=True, tag=61):
+    cluster: str
+    revision: int
+    leader: NodeId  # 0: none known
+    nodes: tuple[NodeView, ...]
+    volume: VolumeView | None
+
+
+class CreateVolume(_Message, frozen=True, tag=62):
+    """Answered with `View` of the new volume; AlreadyExists unless `exist_ok` and kind and policy agree."""
+
+    name: str
+    kind: str
+    policy: str  # "" for the cluster's default
+    exist_ok: bool
+    request: RequestId
+
+
+class DeleteVolume(_Message, frozen=True, tag=63):
+    name: str
+    request: RequestId
+
+
+class ListVolumes(_Message, frozen=True, tag=64):
+    kind: str = ""
+
+
+class Volumes(_Message, frozen=True, tag=65):
+    volumes: tuple[VolumeView, ...]
+
+
+class Compare(_Message, frozen=True):
+    """The key's modification revision must be this; 0: the key must not exist."""
+
+    key: str
+    revision: int
+
+
+class Transact(_Message, frozen=True, tag=66):
+    """A control transaction, node to leader: all compares hold, or nothing happens. Answered with `Transacted`."""
+
+    request: RequestId
+    compares: tuple[Compare, ...]
+    puts: tuple[tuple[str, bytes], ...]
+    deletes: tuple[str, ...] = ()
+
+
+class Transacted(_Message, frozen=True, tag=67):
+    revision: int
+
+
+class JoinNode(_Message, frozen=True, tag=68):
+    """An administrator brings a machine in. Answered with `Joined`."""
+
+    certificate: bytes  # DER, signed by the cluster's CA
+    host: str
+    port: int
+    bus_port: int
+    unix: str
+    host_id: str
+    curve_public: bytes  # Z85
+    zone: tuple[str, ...]
+    disk_bytes: tuple[int, ...]  # capacity of each disk it brings
+    request: RequestId
+
+
+class Joined(_Message, frozen=True, tag=69):
+    """Payload: a control snapshot (`codec/raft_file.py`) to start from."""
+
+    cluster: str
+    node: NodeId
+    disks: tuple[DiskId, ...]
+
+
+class FetchControlSnapshot(_Message, frozen=True, tag=70):
+    """A voter or learner too far behind. Answered with `ControlSnapshot`; payload: the snapshot."""
+
+    at_least: int
+
+
+class ControlSnapshot(_Message, frozen=True, tag=71):
+    index: int
+    term: int
+
+
+class FetchStatus(_Message, frozen=True, tag=72):
+    """Answered with `Status`."""
+
+
+class Fact(_Message, frozen=True):
+    """One thing about health: what, since when, what it means for the data, what is being done, what one may do."""
+
+    code: str
+    severity: str  # "info", "warning", "danger"
+    what: str
+    since: float  # wall clock; 0 if not known
+    meaning: str
+    doing: str
+    advice: str
+
+
+class NodeStatus(_Message, frozen=True):
+    node: NodeId
+    live: bool
+    voter: bool
+    incarnation: int
+    address: str
+    zone: tuple[str, ...]
+    disks: tuple[tuple[DiskId, int, int, str], ...]  # id, capacity bytes, used bytes, state
+
+
+class Status(_Message, frozen=True, tag=73):
+    cluster: str
+    revision: int
+    leader: NodeId
+    term: int
+    nodes: tuple[NodeStatus, ...]
+    volumes: tuple[VolumeView, ...]
+    facts: tuple[Fact, ...]
+    sentence: str
+    severity: int  # 0 healthy, 1 degraded, 2 data at risk or unreachable
+
+
+class FetchEvents(_Message, frozen=True, tag=74):
+    """Events numbered above `after`; waits up to `wait` seconds for one. Answered with `Events`."""
+
+    after: int
+    wait: float
+
+
+class Event(_Message, frozen=True):
+    number: int
+    when: float
+    node: NodeId  # who tells
+    code: str
+    text: str
+
+
+class Events(_Message, frozen=True, tag=75):
+    events: tuple[Event, ...]
+    next: int  # pass as `after`
+
+
+class CreateCredential(_Message, frozen=True, tag=76):
+    """List a certificate's fingerprint with a role."""
+
+    name: str
+    role: str
+    fingerprint: str
+    request: RequestId
+
+
+class RevokeCredential(_Message, frozen=True, tag=77):
+    name: str
+    request: RequestId
+
+
+class ListCredentials(_Message, frozen=True, tag=78):
+    pass
+
+
+class CredentialView(_Message, frozen=True):
+    name: str
+    role: str
+    fingerprint: str
+    revoked: bool
+
+
+class Credentials(_Message, frozen=True, tag=79):
+    credentials: tuple[CredentialView, ...]
+
+
+# --- bus
+
+
+class Heartbeat(_Message, frozen=True, tag=90):
+    """Node to control leader (and to all, so that anyone can say who lives). `asked` is the sender's clock."""
+
+    node: NodeId
+    incarnation: int
+    asked: float
+    used_bytes: tuple[tuple[DiskId, int], ...] = ()
+    suspect: tuple[DiskId, ...] = ()
+    owned: tuple[VolumeId, ...] = ()
+
+
+class LeaseGranted(_Message, frozen=True, tag=91):
+    """Control leader to node: your lease runs `seconds` from `asked` on your own clock."""
+
+    asked: float
+    seconds: float
+    term: int
+
+
+class RaftEnvelope(_Message, frozen=True, tag=92):
+    """A Raft message, as `consensus/` spells it."""
+
+    body: bytes
+
+
+class EventNotice(_Message, frozen=True, tag=93):
+    """An event, told to every node."""
+
+    when: float
+    code: str
+    text: str
+
+
+WireMessage = (
+    Ok | Failed | Hello | Ping
+    | FragmentSpec | AppendFragment | Appended | ReadFragments | FragmentData | Fence | Fenced | SealFragment
+    | DeleteFragment | ListFragments | FragmentList
+    | VolumeCall | Put | Delete | Written | Lookup | Found | LookupMany | FoundMany | ListKeys | KeyPage
+    | SnapshotCreate | SnapshotDelete | SnapshotList | SnapshotRecord | SnapshotRecords | Grant | Granted
+    | VolumeInfo | VolumeFacts
+    | FetchView | View | CreateVolume | DeleteVolume | ListVolumes | Volumes | Transact | Transacted
+    | JoinNode | Joined | FetchControlSnapshot | ControlSnapshot | FetchStatus | Status | FetchEvents | Events
+    | CreateCredential | RevokeCredential | ListCredentials | Credentials
+)  # fmt: skip
+"""What a lane carries."""
+
+BusMessage = Heartbeat | LeaseGranted | RaftEnvelope | EventNotice
+"""What the bus carries, one to a message."""
+
+__all__ = ["ABSENT", "ANY", "BusMessage", "SessionId", "WireMessage"]
