@@ -1,0 +1,80 @@
+# Everything sets itself up: `make demo` and `make test` work from a fresh clone with Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types unit bench chaos wheel clean
+
+help:
+	@echo "make demo    a local cluster of six daemons, real files, a snapshot, a kill -9, everything verified"
+	@echo "make test    all that CI runs: ruff, mypy, basedpyright, pytest"
+	@echo "make lint    ruff check and ruff format --check"
+	@echo "make types   mypy and basedpyright, both strict"
+	@echo "make unit    the quick tests only (no daemon processes)"
+	@echo "make bench   put, get and read_many beside the raw disk and the raw loopback"
+	@echo "make chaos   kill and freeze daemons under load, then check every acknowledged write"
+	@echo "make wheel   build the wheel into dist/"
+	@echo "make clean   remove what the other targets made, .venv included"
+
+demo: $(VENV)/installed
+	@$(BIN)/blockstore demo
+
+bench: $(VENV)/installed
+	@$(BIN)/blockstore bench
+
+chaos: $(VENV)/installed
+	@$(BIN)/python -m chaos
+
+# --- checks: stop at the first that fails
+
+test: lint types
+	@echo "== pytest"
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	@echo "== ruff check"
+	@$(BIN)/ruff check --quiet .
+	@echo "== ruff format --check"
+	@$(BIN)/ruff format --check --quiet .
+
+types: $(VENV)/installed-dev
+	@echo "== mypy --strict"
+	@$(BIN)/mypy --no-error-summary
+	@echo "== basedpyright"
+	@$(BIN)/basedpyright --level error
+
+unit: $(VENV)/installed-dev
+	@$(BIN)/python -m pytest --ignore tests/processes
+
+wheel: $(VENV)/installed-dev
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# --- setting up: the stamps are older than pyproject.toml only when something in it changed
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	@echo "== installing blockstore into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	@echo "== installing blockstore and its development tools into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(VENV)/installed $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "blockstore needs Python 3.11 or newer; say which with: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "== installing python3-venv"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null; \
+	  else \
+	    echo "Python's venv module is missing; install it (Debian: apt-get install python3-venv) and run make again." >&2; \
+	    exit 1; \
+	  fi; }
+	@echo "== making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
