@@ -41,6 +41,36 @@ FRAME_PAYLOAD_BYTES_MAX = 8 * MiB
 HANDSHAKE_SECONDS_MAX = 1.0
 """A connection that has not said who it is by then is closed: 300 silent ones must not hurt."""
 
+CONNECT_SECONDS_MAX = 1.0
+"""A host that does not answer is given up before the attempt is (ATTEMPT_SECONDS)."""
+
+RECONNECT_SECONDS_MIN = 0.1
+"""After a failed connect, what is sent meanwhile fails at once: callers turn to another node sooner."""
+
+FRAME_STALL_SECONDS_MAX = 1.0
+"""A frame begun brings at least FRAME_BYTES_PER_STALL in this time, or its connection is closed."""
+
+FRAME_BYTES_PER_STALL = 4 * KiB
+"""One byte a second would hold a buffer for months; the slowest link that we serve brings this in 1/30 s."""
+
+SEND_STALL_SECONDS_MAX = 3.0
+"""A peer that has taken none of what waits for it is closed: it never reads, or its machine is gone."""
+
+LANE_SWEEP_SECONDS = 0.05
+"""How late a call may learn that its deadline has passed. One sweep serves all calls, so they need no timers."""
+
+FAREWELL_SECONDS_MAX = 0.5
+"""How long a refused peer may take to read why."""
+
+RECEIVED_BYTES_PER_CONNECTION_MAX = 64 * MiB
+"""Payloads of unanswered requests of one connection; beyond it the server stops reading from it."""
+
+ANSWERED_BYTES_PER_CONNECTION_MAX = 16 * MiB
+"""Unsent answers at which the server stops reading requests: two of the largest fit, and a memory stays flat."""
+
+BUFFER_POOL_BYTES_MAX = 128 * MiB
+"""Idle receive buffers kept for the next payload: touching fresh memory costs 2.3 us for each 4 KiB page."""
+
 CONNECTIONS_MAX = 1_024
 """Per daemon; half of the usual 1,024 descriptors would be too few for 50 nodes and their clients' workers, so
 the daemon raises its descriptor limit at start."""
@@ -49,10 +79,16 @@ UNAUTHENTICATED_CONNECTIONS_MAX = 128
 """Of these, those still shaking hands; the oldest is dropped for a new one."""
 
 QUEUED_BYTES_PER_CONNECTION_MAX = 64 * MiB
-"""What a lane holds unsent. A reader that never reads is closed when it would need more."""
+"""What a lane holds unsent. Past it requests fail with Busy, and so do the payloads of answers."""
 
 CALLS_PER_CONNECTION_MAX = 1_024
 """Requests in flight on one connection; the next is answered Busy."""
+
+BUS_PACK_BYTES_MAX = 1 * MiB
+"""What one message on the bus may be with all packed into it: Raft sends less at once, snapshots use lanes."""
+
+BUS_PACKS_QUEUED_MAX = 32
+"""Per peer and direction. A peer so far behind is better served by newer ones: what does not fit is dropped."""
 
 # --- time, in seconds
 
@@ -82,6 +118,8 @@ HEDGE_SECONDS_MIN = 0.01
 SESSION_IDLE_SECONDS = 120.0
 """A client session not heard of for so long loses its grants; its de-duplication entries go with it."""
 
+assert ANSWERED_BYTES_PER_CONNECTION_MAX >= 2 * FRAME_PAYLOAD_BYTES_MAX
+assert ANSWERED_BYTES_PER_CONNECTION_MAX < QUEUED_BYTES_PER_CONNECTION_MAX
 assert NODE_LEASE_SECONDS > 4 * HEARTBEAT_SECONDS, "two lost heartbeats must not cost the lease"
 assert ELECTION_SECONDS_MIN > 4 * HEARTBEAT_SECONDS
 assert APPEND_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX
@@ -110,3 +148,41 @@ SESSION_RESULTS_MAX = 1_024
 
 SESSIONS_MAX = 10_000
 """Client sessions an owner remembers; the longest unheard goes first."""
+
+# --- control
+
+CONTROL_REQUESTS_REMEMBERED = 4_096
+"""Applied requests recognised when they come again: minutes of a busy cluster, and 100 KB of its snapshot."""
+
+CONTROL_KEY_BYTES_MAX = 256
+CONTROL_KEYS_MAX = 1_024
+CONTROL_TRANSACTION_BYTES_MAX = 768 * KiB
+"""A transaction travels in one frame's header."""
+
+CONTROL_CALLS_MAX = 256
+"""Requests to control under way or waiting at one node; the next is answered Busy."""
+
+CHANGES_REMEMBERED = 1_024
+"""Revisions whose keys a watch can look back at; one that is further behind is told that anything may have changed."""
+
+EVENTS_REMEMBERED = 1_000
+"""Events that a node still has for a late reader."""
+
+EVENT_TEXT_CHARS_MAX = 500
+
+DISK_NEARLY_FULL = 0.85
+"""Of a disk's capacity: from here on status asks for more disks, while there is time to add them."""
+
+VOTER_DEAD_SECONDS = 600.0
+"""A voter silent for so long is replaced, if another node lives: longer than a reboot, shorter than a night."""
+
+VOTER_LAG_ENTRIES_MAX = 1_000
+"""A learner this close to the leader's log may become a voter: it will have the rest within a moment."""
+
+GROUPS_PER_DISK = 20
+"""A lost disk's data is rebuilt from, and new chunks spread over, so many groups' other members."""
+
+GROUPS_MAX = 2_048
+"""Of one policy: 36 KB of table under ec(4,2), and a group for each third disk of a thousand."""
+
+assert CONTROL_TRANSACTION_BYTES_MAX < FRAME_HEADER_BYTES_MAX

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from blockstore.errors import BlockStoreError
 from blockstore.ids import NodeId
@@ -107,14 +107,20 @@ class IncomingCall(Protocol):
         """On the receiver's monotonic clock: what remains of the sender's budget."""
         ...
 
-    def answer(self, message: Message, payload: Sequence[Buffer] = ()) -> None:
-        """Queue the answer; the buffers belong to the lane until they are sent. Nothing happens if it is gone."""
+    def answer(
+        self, message: Message, payload: Sequence[Buffer] = (), on_sent: Callable[[], None] | None = None
+    ) -> None:
+        """Queue the answer; the buffers belong to the lane until they are sent, which `on_sent` tells (once, also
+        when the peer is gone). Nothing else happens if it is gone. Releasing the request's payload is up to the
+        handler, before or after."""
         ...
 
     def fail(self, error: BlockStoreError) -> None: ...
 
 
 Handler = Callable[[IncomingCall], None]
+"""Called for each request. A BlockStoreError raised here is the answer; any other is logged and answered as ours."""
+
 OnAnswer = Callable[[Answer | BlockStoreError], None]
 
 
@@ -126,7 +132,8 @@ class Lane(Protocol):
     ) -> None:
         """Send without waiting. `on_answer` is called exactly once: with the answer, the error that the peer
         answered, `ConnectionLost`, `DeadlineExceeded` (monotonic `deadline` passed) or `Busy` (queue bound).
-        Requests posted to one lane in one order arrive in that order. Costs no task and no cancel scope."""
+        Requests posted to one lane in one order arrive in that order. Costs no task and no cancel scope.
+        The buffers must not change before an `Answer` has come; after an error they may still be on their way."""
         ...
 
     async def call(self, message: Message, payload: Sequence[Buffer], deadline: float) -> Answer:
@@ -148,6 +155,55 @@ class Listener(Protocol):
 
     def drop(self, fingerprint: str, reason: BlockStoreError) -> None:
         """Close every connection of this certificate, saying why."""
+        ...
+
+
+# --- the wire: how frames are spelled, for whoever moves them
+
+
+REQUEST: Final = 1
+ANSWER: Final = 2
+HELLO: Final = 3
+"""First frame of a client that has no certificate; carries `Hello`, answered under the same call id."""
+CLOSING: Final = 4
+"""A server's last frame before it hangs up; carries `Failed`, the outcome of every call still open."""
+
+
+class Prefix(NamedTuple):
+    """A frame's fixed part, checked: its lengths are within the limits and may be believed."""
+
+    kind: int
+    call_id: int
+    header_bytes: int
+    payload_bytes: int
+    budget_ms: int  # what was left of the sender's deadline
+    header_crc: int
+
+
+class Wire(Protocol):
+    """`codec/frame.py`, seen from below. A frame is a prefix of `prefix_bytes`, a header, a raw payload."""
+
+    @property
+    def prefix_bytes(self) -> int: ...
+
+    def parse_prefix(self, buffer: Buffer, offset: int = 0) -> Prefix:
+        """ProtocolViolation or UnknownFormat, with a sentence that says what is wrong."""
+        ...
+
+    def encode(self, kind: int, call_id: int, message: Message, payload_bytes: int, budget_ms: int) -> bytes:
+        """Prefix and header; the payload follows. InvalidRequest if it would break a limit."""
+        ...
+
+    def decode(self, prefix: Prefix, header: Buffer) -> Message:
+        """ProtocolViolation if the header is damaged, unknown or not of the prefix's kind."""
+        ...
+
+    def hello_answer(self) -> Message: ...
+
+    def failed(self, error: BlockStoreError) -> Message: ...
+
+    def error_of(self, message: Message) -> BlockStoreError | None:
+        """The error that a `Failed` carries; None for any other message."""
         ...
 
 
@@ -182,6 +238,14 @@ class Caller(Protocol):
 
 
 # --- bus: small messages among nodes that may be lost
+
+
+class BusPeer(NamedTuple):
+    """Where a node's bus listens, and the CURVE key (Z85) that it must prove to have; none in a plain cluster."""
+
+    host: str
+    port: int
+    public_key: bytes = b""
 
 
 class Bus(Protocol):
