@@ -1,0 +1,1 @@
+"""The `blockstore` command: parse, call the public API, print. One file for each noun."""
