@@ -3,7 +3,7 @@
 The code is defined in `matrix.py`; this module does its one operation on bulk data, a matrix times byte
 strings, with the fastest kernel there is: ISA-L as the pyeclib wheel brings it, else the system's, else the
 standard library. All of them give the same bytes, and a kernel is used only after it agreed with the portable
-one. ISA-L is called through ctypes, which lets go of the interpreter lock, on the callers' buffers in place: 4 MiB
+one. ISA-L is called through ctypes on the callers' buffers, without the interpreter lock: 4 MiB
 under ec(4,2) take 0.2 ms, where the portable kernel needs 15 ms and pyeclib's own functions 1.2 ms (they copy
 every shard and keep the lock).
 """
@@ -58,7 +58,7 @@ class ErasureCode:
 
     def encode(self, data: Sequence[Buffer], into: Sequence[bytearray] | None = None) -> list[bytearray]:
         """The m parity shards of k data shards of one length. Inputs are neither copied nor changed. `into`
-        are m buffers of that length to fill and return: new ones cost three times what the arithmetic does."""
+        are m buffers of that length to fill and return: new ones cost three times the arithmetic."""
         assert len(data) == self.k
         length = _common_length(data)
         outputs = [bytearray(length) for _ in range(self.m)] if into is None else list(into)
