@@ -1,0 +1,201 @@
+"""What a checkpoint leaves behind: runs of the map, a head over them, and the root that points at the head.
+
+Run: a sequence of blocks, each
+
+    offset  bytes  field
+         0      4  magic "BSR1"
+         4      2  format version (1)
+         6      2  zero
+         8      8  volume
+        16      8  sequence that the run's checkpoint covers
+        24      4  index of the block in the run
+        28      4  length of the body
+        32      4  crc32c of bytes 0..32
+        36      4  crc32c of the body
+        40      …  body: MessagePack array of [key, newest version, [older versions, newest first]]
+
+A version is the MessagePack array of `StoredVersion`; a key that is gone altogether has neither newest nor older.
+The head has the same frame with magic "BSH1" and one block. The root is MessagePack inside a record of control,
+which has its own checksums. A later run overrides what an earlier one says of a key. Little endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from blockstore.codec.checksum import crc32c
+from blockstore.codec.messages import (
+    Extent,
+    Failed,
+    Granted,
+    Ok,
+    Placement,
+    SnapshotRecord,
+    Written,
+)
+from blockstore.errors import Corrupt, UnknownFormat
+from blockstore.ids import ChunkId, SessionId, VolumeId
+
+VERSION = 1
+_HEADER = struct.Struct("<4sHHQQII")
+_CHECKS = struct.Struct("<II")
+HEADER_BYTES = _HEADER.size + _CHECKS.size
+assert HEADER_BYTES == 40
+RUN_MAGIC = b"BSR1"
+HEAD_MAGIC = b"BSH1"
+
+
+class StoredVersion(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One version of a key. `meta` None: a tombstone."""
+
+    sequence: int
+    meta: bytes | None
+    size: int = 0
+    crc: int = 0
+    extents: tuple[Extent, ...] = ()
+
+
+Result = Ok | Failed | Written | SnapshotRecord | Granted
+"""What an applied request answered; remembered so that its repetition is answered alike."""
+
+
+class StoredSession(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    session: SessionId
+    settled: int
+    last_sequence: int
+    results: dict[int, Result]
+
+
+class StoredChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    chunk: ChunkId
+    placement: Placement
+    capacity: int
+    purpose: str
+    session: SessionId
+    length: int  # of each fragment; -1 while open
+    live_bytes: int
+
+
+class RunInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """`whole`: it holds the whole map, so that earlier runs are not needed."""
+
+    extents: tuple[Extent, ...]
+    placements: dict[ChunkId, Placement]
+    size: int
+    sequence: int
+    n_keys: int
+    whole: bool
+
+
+class CheckpointHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Everything but the map itself. Replay goes on at `journal_offset` of `journal_chunk`."""
+
+    sequence: int
+    journal_chunk: ChunkId
+    journal_offset: int
+    runs: tuple[RunInfo, ...]
+    snapshots: tuple[SnapshotRecord, ...]
+    sessions: tuple[StoredSession, ...]
+    chunks: tuple[StoredChunk, ...]
+
+
+class Root(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Control's pointer to a checkpoint: where its head is."""
+
+    version: int
+    sequence: int
+    size: int
+    extents: tuple[Extent, ...]
+    placements: dict[ChunkId, Placement]
+    journal_chunk: ChunkId
+    journal_offset: int
+
+
+RunEntry = tuple[bytes, bytes | None, tuple[bytes, ...]]
+"""Key, newest version, older versions (newest first), the versions as `StoredVersion` bytes."""
+
+_encoder = msgspec.msgpack.Encoder()
+_version_decoder = msgspec.msgpack.Decoder(StoredVersion)
+_entries_decoder = msgspec.msgpack.Decoder(list[RunEntry])
+_head_decoder = msgspec.msgpack.Decoder(CheckpointHead)
+_root_decoder = msgspec.msgpack.Decoder(Root)
+
+encode_version = _encoder.encode
+decode_version = _version_decoder.decode
+
+
+def encode_root(root: Root) -> bytes:
+    return _encoder.encode(root)
+
+
+def decode_root(data: bytes) -> Root:
+    try:
+        root = _root_decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise Corrupt("A volume's root", str(error)) from error
+    if root.version > VERSION:
+        raise UnknownFormat("A volume's checkpoint", root.version, VERSION)
+    return root
+
+
+def _frame(magic: bytes, volume: VolumeId, sequence: int, index: int, body: bytes) -> bytes:
+    head = _HEADER.pack(magic, VERSION, 0, volume, sequence, index, len(body))
+    return head + _CHECKS.pack(crc32c(head), crc32c(body)) + body
+
+
+def _unframe(
+    magic: bytes, volume: VolumeId, sequence: int | None, index: int, view: memoryview
+) -> tuple[int, memoryview]:
+    """Return (sequence, body); raise unless this very block begins here, whole."""
+    where = f"volume {volume}, block {index}"
+    if view.nbytes < HEADER_BYTES:
+        raise Corrupt("A checkpoint", f"{where}: cut short")
+    found_magic, version, _, found_volume, found_sequence, found_index, length = _HEADER.unpack_from(view)
+    head_crc, body_crc = _CHECKS.unpack_from(view, _HEADER.size)
+    if found_magic != magic or crc32c(view[: _HEADER.size]) != head_crc:
+        raise Corrupt("A checkpoint", f"{where}: no block begins here")
+    if version > VERSION:
+        raise UnknownFormat("A volume's checkpoint", version, VERSION)
+    if found_volume != volume or found_index != index or (sequence is not None and found_sequence != sequence):
+        raise Corrupt("A checkpoint", f"{where}: another block stands here")
+    body = view[HEADER_BYTES : HEADER_BYTES + length]
+    if body.nbytes != length or crc32c(body) != body_crc:
+        raise Corrupt("A checkpoint", f"{where}: checksum")
+    return found_sequence, body
+
+
+def encode_block(volume: VolumeId, sequence: int, index: int, entries: list[RunEntry]) -> bytes:
+    return _frame(RUN_MAGIC, volume, sequence, index, _encoder.encode(entries))
+
+
+def decode_blocks(volume: VolumeId, data: memoryview) -> Iterator[list[RunEntry]]:
+    """The blocks of a run, in order; `data` is the whole of it."""
+    index, sequence = 0, None
+    while data.nbytes:
+        sequence, body = _unframe(RUN_MAGIC, volume, sequence, index, data)
+        yield _entries_decoder.decode(body)
+        data = data[HEADER_BYTES + body.nbytes :]
+        index += 1
+
+
+def encode_head(volume: VolumeId, head: CheckpointHead) -> bytes:
+    return _frame(HEAD_MAGIC, volume, head.sequence, 0, _encoder.encode(head))
+
+
+def decode_head(volume: VolumeId, data: memoryview) -> CheckpointHead:
+    _, body = _unframe(HEAD_MAGIC, volume, None, 0, data)
+    return _head_decoder.decode(body)
+
+
+def split_blocks(entries: Iterable[RunEntry], n_per_block: int) -> Iterator[list[RunEntry]]:
+    block: list[RunEntry] = []
+    for entry in entries:
+        block.append(entry)
+        if len(block) == n_per_block:
+            yield block
+            block = []
+    if block:
+        yield block

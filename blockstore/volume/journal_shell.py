@@ -1,0 +1,198 @@
+"""Carries the journal's appends to its members, and names its chunks in control. The decisions are in `journal.py`.
+
+A chunk's end costs one control commit and no more: its successor is created by the first append to it. When a member fails,
+the gap that a writer sees is the time to notice (at once for a broken connection, MEMBER_LATE_SECONDS for silence)
+plus that commit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from blockstore.chunk.writer import ChunkWriter
+from blockstore.codec.control_record import JournalChunk, VolumeRecord
+from blockstore.codec.journal_record import JournalRecord
+from blockstore.codec.messages import AppendFragment, Appended, FragmentSpec
+from blockstore.config import CHUNK_BYTES_MAX, MEMBER_LATE_SECONDS
+from blockstore.errors import BlockStoreError, StaleEpoch, Unavailable
+from blockstore.ids import DiskId
+from blockstore.placement.policy import Policy
+from blockstore.runtime.interfaces import Answer
+from blockstore.volume.chunk_places import ChunkPlaces
+from blockstore.volume.journal import Append, Committed, Journal, Phase
+from blockstore.volume.record_shell import Deposed, RecordShell
+from blockstore.volume.takeover_shell import seal_members
+from blockstore.volume.world import World
+
+log = logging.getLogger("blockstore.volume")
+
+LATE_SWEEP_SECONDS = 0.05
+APPEND_SECONDS = 10 * MEMBER_LATE_SECONDS
+"""An append's own deadline; lateness is judged by the sweep long before."""
+
+
+class JournalShell:
+    """`on_commit` is called with each batch that has become durable, in order."""
+
+    def __init__(
+        self,
+        world: World,
+        record: VolumeRecord,
+        control_record: RecordShell,
+        policy: Policy,
+        places: ChunkPlaces,
+        core: Journal,
+        on_commit: Callable[[Committed], None],
+        on_open: Callable[[], None],
+    ) -> None:
+        self.core = core
+        self._world = world
+        self._record = record
+        self._control_record = control_record
+        self._policy = policy
+        self._places = places
+        self._on_commit = on_commit
+        self._on_open = on_open
+        self._pump_task: trio.lowlevel.Task | None = None
+        self._pump_due = False
+        self._switch_due = trio.Event()
+        self._fenced = False
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pump)
+            nursery.start_soon(self._switch)
+            nursery.start_soon(self._watch_members)
+            self._switch_due.set()
+
+    def add(self, record: JournalRecord, value: memoryview | bytes | None, token: object) -> None:
+        self.core.add(record, value, token)
+        self._wake_pump()
+
+    # --- appends
+
+    def _wake_pump(self) -> None:
+        self._pump_due = True
+        if self._pump_task is not None:
+            task, self._pump_task = self._pump_task, None
+            trio.lowlevel.reschedule(task)
+
+    async def _pump(self) -> None:
+        while True:
+            if self._pump_due:
+                await trio.lowlevel.checkpoint()  # what arrives in this tick shares the batch
+                self._pump_due = False
+                self._send_appends()
+            else:
+                self._pump_task = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._abort_pump)
+
+    def _abort_pump(self, _: object) -> trio.lowlevel.Abort:
+        self._pump_task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _send_appends(self) -> None:
+        now = self._world.clock.now()
+        while (append := self.core.next_append(now)) is not None:
+            self._send(append, now)
+        if self.core.phase is Phase.WAITING:
+            self._switch_due.set()
+
+    def _send(self, append: Append, now: float) -> None:
+        writer = append.writer
+        placement = writer.placement
+        for shard_index, disk in writer.members:
+            spec = (
+                FragmentSpec(shard_index, placement.k, placement.m, writer.capacity)
+                if append.offset == 0
+                else None
+            )
+            message = AppendFragment(disk, append.chunk, append.chunk.epoch, append.offset, append.crc, spec)
+            address = self._world.nodes.address_of_disk(disk)
+            if address is None:
+                self._member_failed(writer, shard_index, disk, Unavailable(f"disk {disk} is on no known node"))
+                return  # the chunk has ended by that; the batch goes into the next
+            self._world.network.lane(address).post(
+                message,
+                (append.header, append.body),
+                now + APPEND_SECONDS,
+                self._on_answer(writer, shard_index, disk),
+            )
+
+    def _on_answer(
+        self, writer: ChunkWriter, shard_index: int, disk: DiskId
+    ) -> Callable[[Answer | BlockStoreError], None]:
+        def on_answer(outcome: Answer | BlockStoreError) -> None:
+            if isinstance(outcome, BlockStoreError):
+                self._member_failed(writer, shard_index, disk, outcome)
+                return
+            outcome.payload.release()
+            assert isinstance(outcome.message, Appended)
+            for committed in self.core.on_ack(writer, shard_index, outcome.message.length):
+                self._on_commit(committed)
+            self._wake_pump()
+
+        return on_answer
+
+    def _member_failed(self, writer: ChunkWriter, shard_index: int, disk: DiskId, why: BlockStoreError) -> None:
+        if not self.core.on_failure(writer, shard_index):
+            return
+        log.info("journal_member_failed volume=%d disk=%d why=%s", self._record.volume, disk, why)
+        if isinstance(why, StaleEpoch):
+            self._fenced = True
+        else:
+            self._places.avoid(disk, self._world.clock.now())
+        seal_members(
+            self._world, writer.chunk, writer.placement.disks, self._record.epoch, writer.acknowledged
+        )
+        self._switch_due.set()
+
+    async def _watch_members(self) -> None:
+        while True:
+            await trio.sleep(LATE_SWEEP_SECONDS)
+            writer = self.core.writer
+            for shard_index, disk in self.core.late_members(self._world.clock.now()):
+                assert writer is not None
+                self._member_failed(writer, shard_index, disk, Unavailable("its acknowledgement is late"))
+
+    # --- chunks
+
+    async def _switch(self) -> None:
+        """Whenever the journal waits for a chunk: name one in control, then go on in it."""
+        while True:
+            await self._switch_due.wait()
+            self._switch_due = trio.Event()
+            if self.core.phase is not Phase.WAITING:
+                continue
+            if self._fenced:
+                raise Deposed
+            try:
+                await self._open_chunk()
+            except BlockStoreError as error:
+                log.warning("journal_chunk_not_opened volume=%d why=%s", self._record.volume, error)
+                await trio.sleep(LATE_SWEEP_SECONDS)
+                self._switch_due.set()
+                continue
+            self._on_open()
+            self._wake_pump()
+
+    async def _open_chunk(self) -> None:
+        world = self._world
+        table = world.control.views.policy(self._policy.text)
+        placement = self._places.choose(
+            self._policy, () if table is None else table.groups, world.live_disks(), world.own_disks(), world.clock.now()
+        )
+        chunk = self._places.next_chunk()
+        ended, length = self.core.chunk, self.core.sealed_length
+
+        def go_on(journal: tuple[JournalChunk, ...]) -> tuple[JournalChunk, ...]:
+            kept = [
+                JournalChunk(one.chunk, one.disks, length) if one.chunk == ended else one for one in journal
+            ]
+            return (*(one for one in kept if one.length != 0), JournalChunk(chunk, placement.disks, -1))
+
+        await self._control_record.change(journal=go_on)
+        self.core.start_chunk(chunk, placement, CHUNK_BYTES_MAX)

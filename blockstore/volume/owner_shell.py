@@ -1,0 +1,428 @@
+"""The owner of one volume, from takeover until it is deposed.
+
+Decisions are in the cores: `journal.py` (what is appended when), `state.py` (what a record does), `requests.py` (what may
+be asked). Here calls come in, records go into the journal, and answers go back in the order that the journal commits.
+
+One put costs: its share of one append to each member of the journal's write set, of one fdatasync on each, and one answer.
+One small get costs no message but its own: the value comes from the cache or from this node's own copy.
+
+When a background task fails the owner falls; its node says so in the next heartbeat, and control names another.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+
+import trio
+
+from blockstore.chunk.chunk_shell import DataWriter
+from blockstore.codec.control_record import VolumeRecord
+from blockstore.codec.journal_record import (
+    HEADER_BYTES,
+    ChunkDroppedRecord,
+    ChunkOpenedRecord,
+    ChunkSealedRecord,
+    EpochRecord,
+    JournalRecord,
+    PutRecord,
+)
+from blockstore.codec.messages import (
+    DeleteFragment,
+    Failed,
+    Grant,
+    Granted,
+    KeyPage,
+    ListKeys,
+    Lookup,
+    LookupMany,
+    SnapshotList,
+    SnapshotRecords,
+    VolumeCall,
+    VolumeFacts,
+    VolumeInfo,
+)
+from blockstore.codec.run_file import Result
+from blockstore.config import (
+    ATTEMPT_SECONDS,
+    CHECKPOINT_JOURNAL_BYTES,
+    CHUNK_BYTES_MAX,
+    OWNER_QUEUE_BYTES_MAX,
+    SESSION_IDLE_SECONDS,
+    SESSION_RESULTS_MAX,
+    VALUE_CACHE_BYTES,
+)
+from blockstore.errors import (
+    BlockStoreError,
+    Busy,
+    InvalidRequest,
+    NotOwner,
+    PermissionDenied,
+    Unavailable,
+    from_wire,
+)
+from blockstore.ids import ChunkId, DiskId, RequestId, SessionId
+from blockstore.placement.policy import Policy
+from blockstore.runtime.interfaces import Answer, IncomingCall
+from blockstore.volume.checkpoint_shell import Checkpointer
+from blockstore.volume.chunk_places import ChunkPlaces
+from blockstore.volume.journal import Committed, Journal
+from blockstore.volume.journal_shell import JournalShell
+from blockstore.volume.read_shell import ReadShell
+from blockstore.volume.record_shell import Deposed, RecordShell
+from blockstore.volume.requests import WRITES, check_read, to_record
+from blockstore.volume.takeover_shell import seal_members, take_over
+from blockstore.volume.value_cache import ValueCache
+from blockstore.volume.world import World
+
+log = logging.getLogger("blockstore.volume")
+
+OnResult = Callable[[Result | BlockStoreError], None]
+
+WAITING_CALLS_MAX = 2_000
+"""Calls that wait for the takeover to end; a second's worth of many clients."""
+CHECKPOINT_LOOK_SECONDS = 0.5
+TIDY_SECONDS = 2.0
+PURGE_KEYS = 2_000
+"""Keys whose history is examined between two checkpoints of the loop: some 5 ms."""
+DATA, RUN = "data", "run"
+
+
+class VolumeOwner:
+    def __init__(self, world: World, record: VolumeRecord) -> None:
+        self.record = record
+        self._world = world
+        self._session = SessionId(world.rng.getrandbits(63))
+        self._control_record = RecordShell(world, record, self._session)
+        self._policy = Policy.parse(record.policy)
+        self._places = ChunkPlaces(record.volume, record.epoch, self._fork_rng())
+        self._cache = ValueCache(VALUE_CACHE_BYTES)
+        self._waiting: list[tuple[IncomingCall, VolumeCall]] = []
+        self._pending: dict[RequestId, list[OnResult]] = {}
+        self._in_flight: Counter[SessionId] = Counter()
+        self._heard: dict[SessionId, float] = {}
+        self._serving = False
+        self._applied_to: tuple[ChunkId, int] | None = None
+
+    def _fork_rng(self) -> random.Random:
+        return random.Random(self._world.rng.getrandbits(64))
+
+    async def run(self) -> None:
+        """Take over, then serve until deposed or cancelled."""
+        world = self._world
+        try:
+            taken = await take_over(world, self.record, self._control_record)
+            self._state = taken.state
+            self._reads = ReadShell(world, taken.state, self._cache)
+            core = Journal(self._session, taken.state.sequence + 1, taken.to_seal)
+            core.add(EpochRecord(self.record.epoch, world.clock.wall()), None, None)
+            self._journal = JournalShell(
+                world,
+                self.record,
+                self._control_record,
+                self._policy.journal_policy(),
+                self._places,
+                core,
+                self._apply,
+                self._start_serving,
+            )
+            writer = DataWriter(world.caller, world.nodes, self._grant_run, self._fork_rng())
+            self._checkpointer = Checkpointer(
+                world, self._control_record, taken.state, writer, taken.root, taken.runs
+            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._journal.run)
+                nursery.start_soon(self._checkpoints)
+                nursery.start_soon(self._tidy)
+        except* Deposed:
+            log.info("owner_deposed volume=%d epoch=%d", self.record.volume, self.record.epoch)
+        finally:
+            self._serving = False
+            self._refuse_all()
+
+    def _refuse_all(self) -> None:
+        current = self._world.control.views.volume(self.record.volume)
+        owner, epoch = (0, 0) if current is None else (current.owner, current.epoch)
+        error = NotOwner(self.record.volume, owner, epoch)
+        waiting, self._waiting = self._waiting, []
+        pending, self._pending = self._pending, {}
+        for call, _ in waiting:
+            call.fail(error)
+        for callbacks in pending.values():
+            for on_result in callbacks:
+                on_result(error)
+
+    def _start_serving(self) -> None:
+        if self._serving:
+            return
+        self._serving = True
+        waiting, self._waiting = self._waiting, []
+        for call, message in waiting:
+            self.handle(call, message)
+
+    # --- requests
+
+    def handle(self, call: IncomingCall, message: VolumeCall) -> None:
+        if not self._serving:
+            if len(self._waiting) < WAITING_CALLS_MAX:
+                self._waiting.append((call, message))
+            else:
+                call.fail(Busy("the volume's new owner has too many calls waiting"))
+            return
+        try:
+            self._dispatch(call, message)
+        except BlockStoreError as error:
+            call.fail(error)
+
+    def _dispatch(self, call: IncomingCall, message: VolumeCall) -> None:
+        op = message.op
+        if isinstance(op, WRITES):
+            _check_may_write(call)
+            self._write(call, message)
+            return
+        if isinstance(op, Grant):
+            _check_may_write(call)
+            self._grant(call, message, op)
+            return
+        self._check_lease()
+        if isinstance(op, Lookup):
+            self._reads.lookup(call, op)
+        elif isinstance(op, LookupMany):
+            self._reads.lookup_many(call, op)
+        elif isinstance(op, ListKeys):
+            check_read(op, self._state)
+            entries, more = self._state.map.page(op.prefix, op.after, op.delimiter, op.limit, op.at)
+            call.answer(KeyPage(tuple(entries), more, op.at))
+        elif isinstance(op, SnapshotList):
+            call.answer(SnapshotRecords(tuple(self._state.snapshots.values())))
+        else:
+            assert isinstance(op, VolumeInfo)
+            call.answer(VolumeFacts(self.facts()))
+
+    def _check_lease(self) -> None:
+        """A read of the map is answered only while control has surely not named another owner."""
+        if not self._world.control.lease_valid(self._world.clock.now()):
+            raise Unavailable(
+                f"Volume {self.record.volume}: control has not confirmed its owner lately; try again."
+            )
+
+    def _write(self, call: IncomingCall, message: VolumeCall) -> None:
+        if self._answer_known(call, message):
+            return
+        if self._journal.core.waiting_bytes > OWNER_QUEUE_BYTES_MAX:
+            raise Busy("the volume's journal has too much waiting")
+        record, value = to_record(message, call.payload.view, self._world.clock.wall())
+
+        def answer(result: Result | BlockStoreError) -> None:
+            call.payload.release()
+            _answer(call, result)
+
+        self._submit(message.request, record, value, answer)
+
+    def _answer_known(self, call: IncomingCall, message: VolumeCall) -> bool:
+        """Whether this request was seen before: then it is, or will be, answered like the first time."""
+        request = message.request
+        self._heard[request.session] = self._world.clock.now()
+        known = self._state.sessions.find(request)
+        if known is not None:
+            _answer(call, known)
+            return True
+        pending = self._pending.get(request)
+        if pending is not None:
+            pending.append(lambda result: _answer(call, result))
+            return True
+        if self._state.sessions.is_settled(request):
+            raise InvalidRequest("The request was settled before; it is not applied again.")
+        if self._in_flight[request.session] >= SESSION_RESULTS_MAX:
+            raise Busy("the session has too many requests in flight")
+        return False
+
+    def _submit(
+        self, request: RequestId, record: JournalRecord, value: memoryview | None, on_result: OnResult
+    ) -> None:
+        self._pending[request] = [on_result]
+        self._in_flight[request.session] += 1
+        self._journal.add(record, value, request)
+
+    def _apply(self, committed: Committed) -> None:
+        """A batch is durable: what it says becomes true, and whoever waits for it hears so."""
+        batch, chunk, offset = committed.batch, committed.chunk, committed.offset
+        apply, keep, pending = self._state.apply, self._cache.keep, self._pending
+        for i, (record, token) in enumerate(zip(batch.records, committed.tokens, strict=True)):
+            at = batch.value_offsets[i]
+            result = apply(record, batch.base_sequence + i, chunk, offset + at)
+            if at >= 0 and isinstance(record, PutRecord):
+                start = at - HEADER_BYTES
+                keep(chunk, offset + at, batch.body[start : start + record.size])
+            if isinstance(token, RequestId):
+                self._forget_in_flight(token.session)
+                for on_result in pending.pop(token, ()):
+                    on_result(result)
+        self._applied_to = (chunk, offset + batch.length)
+
+    def _forget_in_flight(self, session: SessionId) -> None:
+        left = self._in_flight[session] - 1
+        if left:
+            self._in_flight[session] = left
+        else:
+            del self._in_flight[session]
+
+    # --- chunks for clients' data and for checkpoints
+
+    def _grant(self, call: IncomingCall, message: VolumeCall, op: Grant) -> None:
+        if self._answer_known(call, message):
+            return
+        record = self._opening(self._policy, DATA, message.request, message.settled, op.finished, op.avoid)
+        self._submit(message.request, record, None, lambda result: _answer(call, result))
+
+    async def _grant_run(
+        self, finished: tuple[tuple[ChunkId, int], ...], avoid: tuple[DiskId, ...], deadline: float
+    ) -> Granted:
+        request = self._journal.core.own_request()
+        policy = self._policy.journal_policy()
+        record = self._opening(policy, RUN, request, request.number, finished, avoid)
+        done = trio.Event()
+        outcome: list[Result | BlockStoreError] = []
+
+        def finish(result: Result | BlockStoreError) -> None:
+            outcome.append(result)
+            done.set()
+
+        self._submit(request, record, None, finish)
+        await done.wait()
+        result = outcome[0]
+        if isinstance(result, BlockStoreError):
+            raise result
+        assert isinstance(result, Granted)
+        return result
+
+    def _opening(
+        self,
+        policy: Policy,
+        purpose: str,
+        request: RequestId,
+        settled: int,
+        finished: tuple[tuple[ChunkId, int], ...],
+        avoid: tuple[DiskId, ...],
+    ) -> ChunkOpenedRecord:
+        """The record that opens a chunk for a session, which has finished some others."""
+        now = self._world.clock.now()
+        for chunk, length in finished:
+            self._finish_chunk(chunk, length)
+        for disk in avoid:
+            self._places.avoid(disk, now)
+        table = self._world.control.views.policy(policy.text)
+        groups = () if table is None else table.groups
+        placement = self._places.choose(policy, groups, self._world.live_disks(), frozenset(), now)
+        capacity = CHUNK_BYTES_MAX // policy.k
+        return ChunkOpenedRecord(request, settled, self._places.next_chunk(), placement, capacity, purpose)
+
+    def _finish_chunk(self, chunk: ChunkId, length: int) -> None:
+        """Nobody appends to it any more: fix its length, in the journal and at its members."""
+        entry = self._state.chunks.find(chunk)
+        if entry is None or entry.length >= 0 or not 0 <= length <= entry.capacity:
+            return
+        self._journal.add(ChunkSealedRecord(chunk, length), None, None)
+        seal_members(self._world, chunk, entry.placement.disks, self.record.epoch, length)
+
+    # --- background
+
+    async def _checkpoints(self) -> None:
+        while True:
+            await trio.sleep(CHECKPOINT_LOOK_SECONDS)
+            if self._journal.core.written_bytes - self._checkpointer.covered_bytes >= CHECKPOINT_JOURNAL_BYTES:
+                try:
+                    await self.checkpoint()
+                except BlockStoreError as error:
+                    log.warning("checkpoint_failed volume=%d why=%s", self.record.volume, error)
+
+    async def checkpoint(self) -> None:
+        """Write one now, and let the journal begin where it ends."""
+        assert self._applied_to is not None
+        chunk, offset = self._applied_to
+        await self._checkpointer.write(chunk, offset, self._journal.core.written_bytes)
+
+    async def _tidy(self) -> None:
+        """Purge history after a snapshot's end, end idle sessions' chunks, drop chunks that nothing refers to."""
+        while True:
+            await trio.sleep(TIDY_SECONDS)
+            if self._serving:
+                await self._purge_history()
+                self._end_idle_grants()
+                self._drop_dead_chunks()
+
+    async def _purge_history(self) -> None:
+        if not self._state.history_to_purge:
+            return
+        self._state.history_to_purge = False
+        keys = deque(self._state.map.keys_with_history())
+        while keys:
+            self._state.purge([keys.popleft() for _ in range(min(PURGE_KEYS, len(keys)))])
+            await trio.lowlevel.checkpoint()
+
+    def _end_idle_grants(self) -> None:
+        now = self._world.clock.now()
+        for chunk, entry in self._state.chunks.open_chunks(DATA):
+            if now - self._heard.setdefault(entry.session, now) > SESSION_IDLE_SECONDS:
+                # What lies behind the last reference was never acknowledged to anybody.
+                self._finish_chunk(chunk, entry.committed)
+
+    def _drop_dead_chunks(self) -> None:
+        journal = self._control_record.current().journal
+        needed = frozenset(one.chunk for one in journal) | self._checkpointer.needed_chunks()
+        for chunk, entry in self._state.chunks.dead_chunks(needed):
+            request = self._journal.core.own_request()
+            self._submit(request, ChunkDroppedRecord(chunk), None, self._deleter(chunk, entry.placement.disks))
+
+    def _deleter(self, chunk: ChunkId, disks: tuple[DiskId, ...]) -> OnResult:
+        def delete(result: Result | BlockStoreError) -> None:
+            if isinstance(result, BlockStoreError):
+                return
+            deadline = self._world.clock.now() + ATTEMPT_SECONDS
+            for disk in disks:
+                address = self._world.nodes.address_of_disk(disk) if disk else None
+                if address is not None:
+                    message = DeleteFragment(disk, chunk, self.record.epoch)
+                    self._world.network.lane(address).post(message, (), deadline, _released)
+
+        return delete
+
+    def facts(self) -> dict[str, int | float | str]:
+        state, core = self._state, self._journal.core
+        return {
+            "keys": state.map.n_live,
+            "sequence": state.sequence,
+            "epoch": self.record.epoch,
+            "owner": self._world.me,
+            "policy": self.record.policy,
+            "snapshots": len(state.snapshots),
+            "sessions": len(state.sessions),
+            "journal_written_bytes": core.written_bytes,
+            "journal_waiting_bytes": core.waiting_bytes,
+            "cache_bytes": self._cache.size,
+            "cache_hits": self._cache.hits,
+            "cache_misses": self._cache.misses,
+            "chunks_under_protected": state.chunks.under_protected(),
+            **state.chunks.totals(),
+        }
+
+
+def _check_may_write(call: IncomingCall) -> None:
+    if call.peer.role not in ("write", "admin", "node"):
+        raise PermissionDenied(f"{call.peer} may only read; this needs the role 'write'.")
+
+
+def _answer(call: IncomingCall, result: Result | BlockStoreError) -> None:
+    if isinstance(result, Failed):
+        call.fail(from_wire(result.name, result.fields))
+    elif isinstance(result, BlockStoreError):
+        call.fail(result)
+    else:
+        call.answer(result)
+
+
+def _released(outcome: Answer | BlockStoreError) -> None:
+    if isinstance(outcome, Answer):
+        outcome.payload.release()

@@ -1,0 +1,147 @@
+"""Answering look-ups: the value itself when it is small and near, else where to fetch it.
+
+Near is what the cache holds or a disk of this node. A value that must be fetched costs its reader one more round trip, to the
+nodes that have it, and this owner nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from blockstore.codec.messages import Entry, Found, FoundMany, Lookup, LookupMany
+from blockstore.codec.run_file import StoredVersion
+from blockstore.config import FRAME_PAYLOAD_BYTES_MAX, INLINE_BYTES_MAX
+from blockstore.errors import BlockStoreError, NotFound
+from blockstore.runtime.interfaces import Buffer, IncomingCall
+from blockstore.volume.requests import check_read, clip
+from blockstore.volume.state import VolumeState
+from blockstore.volume.value_cache import ValueCache
+from blockstore.volume.world import World
+
+OnValue = Callable[[bytes | None], None]
+
+
+class ReadShell:
+    def __init__(self, world: World, state: VolumeState, cache: ValueCache) -> None:
+        self._world = world
+        self._state = state
+        self._cache = cache
+        self._own_disks = world.own_disks()
+
+    def lookup(self, call: IncomingCall, op: Lookup) -> None:
+        state = self._state
+        if op.at:
+            check_read(op, state)
+        version = state.map.find(op.key, op.at)
+        if version is None:
+            raise NotFound(f"object {op.key.decode(errors='backslashreplace')!r}")
+        start, end = clip(op.start, op.end, version.size)
+        if not op.want_data:
+            call.answer(Found(_inlined(op.key, version, -1)))
+            return
+
+        def answer(value: bytes | None) -> None:
+            if value is None:
+                call.answer(
+                    Found(_referring(op.key, version), state.chunks.placements_of(version.extents))
+                )
+            else:
+                part = value if end - start == version.size else memoryview(value)[start:end]
+                call.answer(Found(_inlined(op.key, version, end - start)), (part,))
+
+        self._read_near(version, answer)
+
+    def lookup_many(self, call: IncomingCall, op: LookupMany) -> None:
+        check_read(op, self._state)
+        gathered = _Gathered(call, op, self._state)
+        find, at = self._state.map.find, op.at
+        for index, key in enumerate(op.keys):
+            version = find(key, at)
+            if version is None:
+                gathered.note_missing()
+            else:
+                self._read_near(version, gathered.taker(index, key, version))
+
+    def _read_near(self, version: StoredVersion, on_value: OnValue) -> None:
+        """The whole value if it is small and near, else None."""
+        if not version.size:
+            on_value(b"")
+            return
+        extent = version.extents[0]
+        if len(version.extents) > 1 or extent.length > INLINE_BYTES_MAX or extent.unit != extent.length:
+            on_value(None)
+            return
+        cached = self._cache.find(extent.chunk, extent.offset)
+        if cached is not None:
+            on_value(cached)
+            return
+        entry = self._state.chunks.find(extent.chunk)
+        disks = () if entry is None or entry.placement.k > 1 else entry.placement.disks
+        near = next((disk for disk in disks if disk in self._own_disks), None)
+        if near is None:
+            on_value(None)
+            return
+
+        def read(data: bytes | BlockStoreError) -> None:
+            if isinstance(data, bytes):
+                self._cache.keep(extent.chunk, extent.offset, data)
+                on_value(data)
+            else:
+                on_value(None)  # damaged here: the reader takes it from another member
+
+        self._world.local.read(near, extent.chunk, extent.offset, extent.length, read)
+
+
+class _Gathered:
+    """One answer for many keys, sent when the last value has come. Values beyond a frame's bound are only referred to."""
+
+    def __init__(self, call: IncomingCall, op: LookupMany, state: VolumeState) -> None:
+        self._call = call
+        self._op = op
+        self._state = state
+        self._entries: list[Entry | None] = [None] * len(op.keys)
+        self._values: list[Buffer | None] = [None] * len(op.keys)
+        self._referred: list[StoredVersion] = []
+        self._n_missing_values = len(op.keys)
+        self._size = 0
+        if not op.keys:
+            call.answer(FoundMany(()))
+
+    def note_missing(self) -> None:
+        self._one_less()
+
+    def taker(self, index: int, key: bytes, version: StoredVersion) -> OnValue:
+        start, end = clip(*self._op.ranges[index], version.size) if self._op.ranges else (0, version.size)
+
+        def take(value: bytes | None) -> None:
+            n_bytes = end - start
+            if value is None or self._size + n_bytes > FRAME_PAYLOAD_BYTES_MAX:
+                self._entries[index] = _referring(key, version)
+                self._referred.append(version)
+            else:
+                self._size += n_bytes
+                self._entries[index] = _inlined(key, version, n_bytes)
+                self._values[index] = value if n_bytes == version.size else memoryview(value)[start:end]
+            self._one_less()
+
+        return take
+
+    def _one_less(self) -> None:
+        self._n_missing_values -= 1
+        if self._n_missing_values:
+            return
+        placements = self._state.chunks.placements_of(
+            extent for version in self._referred for extent in version.extents
+        )
+        values = [value for value in self._values if value is not None]
+        self._call.answer(FoundMany(tuple(self._entries), placements), values)
+
+
+def _inlined(key: bytes, version: StoredVersion, n_bytes: int) -> Entry:
+    assert version.meta is not None
+    return Entry(key, version.sequence, version.meta, version.size, version.crc, (), n_bytes)
+
+
+def _referring(key: bytes, version: StoredVersion) -> Entry:
+    assert version.meta is not None
+    return Entry(key, version.sequence, version.meta, version.size, version.crc, version.extents)

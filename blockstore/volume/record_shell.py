@@ -1,0 +1,75 @@
+"""The volume's record in control, as its owner changes it: by compare-and-set, while its epoch owns the volume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from blockstore.codec.control_record import JournalChunk, VolumeRecord, encode_record
+from blockstore.codec.messages import Compare
+from blockstore.config import OPERATION_SECONDS
+from blockstore.control.views import volume_key
+from blockstore.errors import TransactionConflict
+from blockstore.ids import RequestId, SessionId
+from blockstore.volume.world import World
+
+JournalList = tuple[JournalChunk, ...]
+
+
+class Deposed(Exception):
+    """Somebody else owns the volume by now, or it is gone. The owner stops; nothing is lost."""
+
+
+class RecordShell:
+    """One change at a time: the journal's switch and the checkpoint must not overwrite each other's."""
+
+    def __init__(self, world: World, record: VolumeRecord, session: SessionId) -> None:
+        self._world = world
+        self._record = record
+        self._session = session
+        self._n_requests = 0
+        self._lock = trio.Lock()
+
+    def current(self) -> VolumeRecord:
+        """As this node's copy of control has it; raise Deposed."""
+        found = self._world.control.views.volume(self._record.volume)
+        if found is None or (found.epoch, found.owner) != (self._record.epoch, self._world.me):
+            raise Deposed
+        return found
+
+    async def change(
+        self, *, journal: Callable[[JournalList], JournalList] | None = None, root: bytes | None = None
+    ) -> None:
+        """Commit the change, however often others change the record meanwhile; raise Deposed or what control says."""
+        key = volume_key(self._record.volume)
+        deadline = self._world.clock.now() + OPERATION_SECONDS
+        async with self._lock:
+            while True:
+                revision = self._world.control.views.modified(key)
+                current = self.current()
+                wanted = VolumeRecord(
+                    current.volume,
+                    current.name,
+                    current.kind,
+                    current.policy,
+                    current.epoch,
+                    current.owner,
+                    current.root if root is None else root,
+                    current.journal if journal is None else journal(current.journal),
+                    current.created,
+                )
+                self._n_requests += 1
+                try:
+                    await self._world.control.transact(
+                        (Compare(key, revision),),
+                        ((key, encode_record(wanted)),),
+                        request=RequestId(self._session, self._n_requests),
+                        deadline=deadline,
+                    )
+                except TransactionConflict:
+                    # The copy here may be behind the leader that judged: look again when it has caught up.
+                    with trio.move_on_after(0.02):
+                        await self._world.control.changed(self._world.control.revision)
+                    continue
+                return

@@ -1,0 +1,113 @@
+"""What a client may ask of a volume's owner, checked, and as what it goes into the journal.
+
+Pure. Everything here was sent by somebody: lengths, ranges and names are believed only after these checks.
+"""
+
+from __future__ import annotations
+
+from blockstore.codec.checksum import crc32c
+from blockstore.codec.journal_record import (
+    DeleteRecord,
+    JournalRecord,
+    PutRecord,
+    SnapshotDeleteRecord,
+    SnapshotRecord,
+)
+from blockstore.codec.messages import (
+    Delete,
+    ListKeys,
+    Lookup,
+    LookupMany,
+    Put,
+    SnapshotCreate,
+    SnapshotDelete,
+    VolumeCall,
+)
+from blockstore.config import INLINE_BYTES_MAX
+from blockstore.errors import Corrupt, InvalidRequest, NotFound
+from blockstore.ids import TiB
+from blockstore.volume.state import VolumeState
+
+KEY_BYTES_MAX = 1_024
+META_BYTES_MAX = 16 * 1_024
+VALUE_BYTES_MAX = 64 * TiB
+EXTENTS_MAX = 100_000
+LOOKUP_KEYS_MAX = 1_000
+LIST_LIMIT_MAX = 1_000
+SNAPSHOT_NAME_MAX = 255
+
+WRITES = (Put, Delete, SnapshotCreate, SnapshotDelete)
+
+
+def to_record(call: VolumeCall, payload: memoryview, wall: float) -> tuple[JournalRecord, memoryview | None]:
+    """The record that carries out a write, and the value that rides with it. Raise InvalidRequest or Corrupt."""
+    op, request, settled = call.op, call.request, call.settled
+    if isinstance(op, Put):
+        return _put_record(op, call, payload)
+    if isinstance(op, Delete):
+        check_key(op.key)
+        return DeleteRecord(request, settled, op.key, op.expected), None
+    if isinstance(op, SnapshotCreate):
+        _check_snapshot_name(op.name)
+        return SnapshotRecord(request, settled, op.name, wall), None
+    assert isinstance(op, SnapshotDelete)
+    return SnapshotDeleteRecord(request, settled, op.name), None
+
+
+def _put_record(op: Put, call: VolumeCall, payload: memoryview) -> tuple[JournalRecord, memoryview | None]:
+    check_key(op.key)
+    if len(op.meta) > META_BYTES_MAX:
+        raise InvalidRequest(f"The metadata has {len(op.meta)} bytes; at most {META_BYTES_MAX} are kept.")
+    if not 0 <= op.size <= VALUE_BYTES_MAX:
+        raise InvalidRequest(f"A value of {op.size} bytes cannot be kept; at most {VALUE_BYTES_MAX}.")
+    inline = not op.extents
+    if inline:
+        if op.size != payload.nbytes:
+            raise InvalidRequest(f"The value is said to have {op.size} bytes, but {payload.nbytes} came.")
+        if op.size > INLINE_BYTES_MAX:
+            raise InvalidRequest(f"A value of {op.size} bytes must be written to a granted chunk first.")
+        if crc32c(payload) != op.crc:
+            raise Corrupt("The value", "it changed on its way to the owner")
+    else:
+        if payload.nbytes:
+            raise InvalidRequest("A value is either in the request or in chunks, not in both.")
+        if len(op.extents) > EXTENTS_MAX or sum(extent.length for extent in op.extents) != op.size:
+            raise InvalidRequest("The extents do not add up to the value's size.")
+        if any(extent.chunk.volume != call.volume or extent.length <= 0 for extent in op.extents):
+            raise InvalidRequest("An extent of another volume, or an empty one.")
+    record = PutRecord(
+        call.request, call.settled, op.key, op.meta, op.size, op.crc, op.expected, inline, op.extents
+    )
+    return record, payload if inline else None
+
+
+def check_key(key: bytes) -> None:
+    if not 0 < len(key) <= KEY_BYTES_MAX:
+        raise InvalidRequest(f"A key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}.")
+
+
+def _check_snapshot_name(name: str) -> None:
+    if not 0 < len(name) <= SNAPSHOT_NAME_MAX or not name.isprintable() or "@" in name or "/" in name:
+        raise InvalidRequest(
+            f"A snapshot's name has 1 to {SNAPSHOT_NAME_MAX} printable characters without '@' and '/'."
+        )
+
+
+def check_read(op: Lookup | LookupMany | ListKeys, state: VolumeState) -> None:
+    """Raise InvalidRequest or NotFound when this cannot be answered."""
+    if not state.retains(op.at):
+        raise NotFound(f"snapshot at sequence {op.at} (it was deleted)")
+    if isinstance(op, LookupMany):
+        if len(op.keys) > LOOKUP_KEYS_MAX:
+            raise InvalidRequest(f"{len(op.keys)} keys at once; at most {LOOKUP_KEYS_MAX}.")
+        if op.ranges and len(op.ranges) != len(op.keys):
+            raise InvalidRequest("As many ranges as keys, or none.")
+    elif isinstance(op, ListKeys) and not 0 < op.limit <= LIST_LIMIT_MAX:
+        raise InvalidRequest(f"A page has 1 to {LIST_LIMIT_MAX} keys, not {op.limit}.")
+
+
+def clip(start: int, end: int, size: int) -> tuple[int, int]:
+    """The part of [start, end) that a value of `size` has; `end` -1 is its end. Raise InvalidRequest."""
+    if start < 0 or end < -1 or (end != -1 and end < start):
+        raise InvalidRequest(f"The range {start} to {end} is none.")
+    return min(start, size), size if end == -1 else min(end, size)

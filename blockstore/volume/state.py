@@ -1,0 +1,189 @@
+"""What a journal record does to a volume: the one place, live and in replay alike.
+
+`VolumeState.apply` is deterministic: the state after a record depends on the state before it and the record, its sequence
+and its place, on nothing else. So replaying the journal gives the acknowledged state again, in order, each request
+once (DESIGN invariant 7). A condition is judged here, when its turn comes, not when it was received: what was
+received together is ordered by the journal.
+"""
+
+from __future__ import annotations
+
+from blockstore.codec.journal_record import (
+    ChunkDroppedRecord,
+    ChunkOpenedRecord,
+    ChunkSealedRecord,
+    DeleteRecord,
+    EpochRecord,
+    JournalRecord,
+    PutRecord,
+    SnapshotDeleteRecord,
+    SnapshotRecord,
+)
+from blockstore.codec.messages import (
+    ABSENT,
+    ANY,
+    Extent,
+    Failed,
+    Granted,
+    Ok,
+    Written,
+)
+from blockstore.codec.messages import SnapshotRecord as SnapshotAnswer
+from blockstore.codec.run_file import CheckpointHead, Result, RunInfo, StoredVersion
+from blockstore.errors import (
+    AlreadyExists,
+    BlockStoreError,
+    NotFound,
+    PreconditionFailed,
+    StaleEpoch,
+    to_wire,
+)
+from blockstore.ids import ChunkId, VolumeId
+from blockstore.volume.chunk_table import ChunkEntry, ChunkTable
+from blockstore.volume.sessions import Sessions
+from blockstore.volume.versioned_map import Freed, VersionedMap
+
+_OK = Ok()
+
+
+class VolumeState:
+    def __init__(self, volume: VolumeId) -> None:
+        self.volume = volume
+        self.sequence = 0  # of the last applied record
+        self.epoch = 0
+        self.map = VersionedMap()
+        self.snapshots: dict[str, SnapshotAnswer] = {}
+        self.sessions = Sessions()
+        self.chunks = ChunkTable()
+        self.newest_snapshot = 0
+        self.history_to_purge = False  # a snapshot was deleted: versions that it alone saw are still there
+
+    # --- reading
+
+    def snapshot_sequences(self) -> list[int]:
+        return sorted(snapshot.sequence for snapshot in self.snapshots.values())
+
+    def retains(self, at: int) -> bool:
+        """Whether the state as of sequence `at` can be read: the head, or a snapshot."""
+        return at == 0 or any(snapshot.sequence == at for snapshot in self.snapshots.values())
+
+    # --- changing
+
+    def apply(self, record: JournalRecord, sequence: int, chunk: ChunkId, value_offset: int) -> Result:
+        """Apply the record with this sequence, found in `chunk`; its inline value stands at `value_offset` there."""
+        assert sequence == self.sequence + 1, f"record {sequence} after {self.sequence}"
+        self.sequence = sequence
+        if isinstance(record, PutRecord | DeleteRecord | SnapshotRecord | SnapshotDeleteRecord | ChunkOpenedRecord):
+            known = self.sessions.find(record.request)
+            if known is not None:
+                return known
+            try:
+                result = self._apply_request(record, sequence, chunk, value_offset)
+            except BlockStoreError as error:
+                result = Failed(*to_wire(error))
+            self.sessions.remember(record.request, record.settled, sequence, result)
+            return result
+        if isinstance(record, ChunkSealedRecord):
+            self.chunks.seal(record.chunk, record.length)
+        elif isinstance(record, ChunkDroppedRecord):
+            self.chunks.drop(record.chunk)
+        else:
+            _check_epoch(record, self.epoch)
+            self.epoch = record.epoch
+        return _OK
+
+    def _apply_request(
+        self,
+        record: PutRecord | DeleteRecord | SnapshotRecord | SnapshotDeleteRecord | ChunkOpenedRecord,
+        sequence: int,
+        chunk: ChunkId,
+        value_offset: int,
+    ) -> Result:
+        if isinstance(record, PutRecord):
+            return self._put(record, sequence, chunk, value_offset)
+        if isinstance(record, DeleteRecord):
+            return self._delete(record, sequence)
+        if isinstance(record, SnapshotRecord):
+            if record.name in self.snapshots:
+                raise AlreadyExists(f"snapshot {record.name!r}")
+            answer = SnapshotAnswer(record.name, sequence, record.created)
+            self.snapshots[record.name] = answer
+            self.newest_snapshot = sequence
+            return answer
+        if isinstance(record, SnapshotDeleteRecord):
+            if self.snapshots.pop(record.name, None) is None:
+                raise NotFound(f"snapshot {record.name!r}")
+            self.newest_snapshot = max(self.snapshot_sequences(), default=0)
+            self.history_to_purge = True
+            return _OK
+        self.chunks.open_chunk(
+            record.chunk, ChunkEntry(record.placement, record.capacity, record.purpose, record.request.session)
+        )
+        return Granted(record.chunk, record.chunk.epoch, record.placement, record.capacity)
+
+    def _put(self, record: PutRecord, sequence: int, chunk: ChunkId, value_offset: int) -> Written:
+        self._check_expected(record.key, record.expected)
+        extents = record.extents
+        if record.inline:
+            extents = (Extent(chunk, value_offset, record.size, record.size, record.crc),) if record.size else ()
+        elif not self.chunks.may_refer(extents, self.epoch):
+            raise StaleEpoch(self.volume, min(extent.chunk.epoch for extent in extents), self.epoch)
+        self.chunks.add_live(extents)
+        version = StoredVersion(sequence, record.meta, record.size, record.crc, extents)
+        self._give_back(self.map.put(record.key, version, self.newest_snapshot))
+        return Written(sequence)
+
+    def _delete(self, record: DeleteRecord, sequence: int) -> Written:
+        self._check_expected(record.key, record.expected)
+        if self.map.find(record.key) is None:
+            raise NotFound(f"object {record.key.decode(errors='backslashreplace')!r}")
+        self._give_back(self.map.put(record.key, StoredVersion(sequence, None), self.newest_snapshot))
+        return Written(sequence)
+
+    def _check_expected(self, key: bytes, expected: int) -> None:
+        if expected == ANY:
+            return
+        version = self.map.find(key)
+        name = key.decode(errors="backslashreplace")
+        if expected == ABSENT:
+            if version is not None:
+                raise PreconditionFailed(f"Object {name!r} exists already.")
+        elif version is None:
+            raise PreconditionFailed(f"Object {name!r} does not exist any more.")
+        elif version.sequence != expected:
+            raise PreconditionFailed(f"Object {name!r} was changed by somebody else.")
+
+    def purge(self, keys: list[bytes]) -> None:
+        """Drop what no snapshot sees, for some keys. Not journalled: replay and `purge` again give the same reads."""
+        self._give_back(self.map.purge(keys, self.snapshot_sequences()))
+
+    def _give_back(self, freed: Freed) -> None:
+        for version in freed:
+            self.chunks.free(version.extents)
+
+    # --- checkpoints
+
+    def head(self, journal_chunk: ChunkId, journal_offset: int, runs: tuple[RunInfo, ...]) -> CheckpointHead:
+        """Everything but the map, as of now."""
+        return CheckpointHead(
+            self.sequence,
+            journal_chunk,
+            journal_offset,
+            runs,
+            tuple(self.snapshots.values()),
+            self.sessions.to_stored(),
+            self.chunks.to_stored(),
+        )
+
+    def load_head(self, head: CheckpointHead) -> None:
+        self.sequence = head.sequence
+        self.snapshots = {snapshot.name: snapshot for snapshot in head.snapshots}
+        self.newest_snapshot = max(self.snapshot_sequences(), default=0)
+        self.sessions.load(head.sessions)
+        self.chunks.load(head.chunks)
+        self.epoch = max((stored.chunk.epoch for stored in head.chunks), default=0)
+        self.history_to_purge = True
+
+
+def _check_epoch(record: EpochRecord, epoch: int) -> None:
+    assert record.epoch >= epoch, f"epoch {record.epoch} after {epoch}"

@@ -1,0 +1,38 @@
+"""Values that the owner lately wrote or read, so that a small read costs no disk. Oldest use goes first."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from blockstore.ids import ChunkId
+
+
+class ValueCache:
+    """Bounded by bytes. A place in a chunk never changes its content, so nothing is ever invalidated."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.size = 0
+        self.hits = 0
+        self.misses = 0
+        self._values: OrderedDict[tuple[ChunkId, int], bytes] = OrderedDict()
+
+    def find(self, chunk: ChunkId, offset: int) -> bytes | None:
+        place = (chunk, offset)
+        value = self._values.get(place)
+        if value is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+            self._values.move_to_end(place)
+        return value
+
+    def keep(self, chunk: ChunkId, offset: int, value: bytes) -> None:
+        former = self._values.pop((chunk, offset), None)
+        if former is not None:
+            self.size -= len(former)
+        self._values[chunk, offset] = value
+        self.size += len(value)
+        while self.size > self.bytes_max:
+            _, oldest = self._values.popitem(last=False)
+            self.size -= len(oldest)
