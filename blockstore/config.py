@@ -186,3 +186,36 @@ GROUPS_MAX = 2_048
 """Of one policy: 36 KB of table under ec(4,2), and a group for each third disk of a thousand."""
 
 assert CONTROL_TRANSACTION_BYTES_MAX < FRAME_HEADER_BYTES_MAX
+
+# --- consensus
+
+RAFT_COMMAND_BYTES_MAX = 56 * KiB
+"""One command. It travels in one message of the bus, and those end at 64 KiB."""
+
+RAFT_APPEND_BYTES_MAX = 60 * KiB
+"""Entries of one Append, with what each takes besides its payload."""
+
+RAFT_APPENDS_IN_FLIGHT = 16
+"""Sent to one member and not acknowledged: under 1 MiB, which it writes in a few milliseconds."""
+
+RAFT_UNCOMMITTED_MAX = 4_096
+"""Entries that wait for a majority; then proposals are answered Busy."""
+
+RAFT_READS_MAX = 4_096
+"""Reads that wait at the leader for a heartbeat round; one more is not heard, and asks again."""
+
+RAFT_SEGMENT_BYTES = 4 * MiB
+"""One file of the log: read whole in milliseconds, and a thousand appends of one block."""
+
+RAFT_BATCH_BYTES_MAX = 1 * MiB
+"""Entries written with one sync."""
+
+RAFT_SNAPSHOT_ENTRIES = 10_000
+RAFT_SNAPSHOT_BYTES = 16 * MiB
+"""Applied since the last snapshot: one of the two starts the next."""
+
+RAFT_TRAILING_ENTRIES = 1_000
+"""Kept below a snapshot, so that a member that was away for a moment needs no snapshot."""
+
+assert RAFT_COMMAND_BYTES_MAX + 64 <= RAFT_APPEND_BYTES_MAX <= 64 * KiB - 1 * KiB
+assert RAFT_APPEND_BYTES_MAX < RAFT_BATCH_BYTES_MAX <= RAFT_SEGMENT_BYTES // 2

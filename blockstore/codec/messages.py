@@ -531,15 +531,19 @@ class Heartbeat(_Message, frozen=True, tag=90):
     asked: float
     used_bytes: tuple[tuple[DiskId, int], ...] = ()
     suspect: tuple[DiskId, ...] = ()
-    owned: tuple[VolumeId, ...] = ()
+    owned: tuple[VolumeId, ...] = ()  # that it serves
+    under_protected: tuple[tuple[VolumeId, int, int], ...] = ()
+    """Volume, its chunks with fewer fragments than promised, failures that the worst of them still survives."""
 
 
 class LeaseGranted(_Message, frozen=True, tag=91):
-    """Control leader to node: your lease runs `seconds` from `asked` on your own clock."""
+    """Control leader to node: your lease runs `seconds` from `asked` on your own clock, once your copy of the
+    control state is at `revision`."""
 
     asked: float
     seconds: float
     term: int
+    revision: int = 0
 
 
 class RaftEnvelope(_Message, frozen=True, tag=92):
