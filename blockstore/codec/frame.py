@@ -16,8 +16,8 @@ A frame, little endian:
         32       header: one message of `codec/messages.py`, MessagePack
                  payload: raw bytes, whose checksum is a field of the message
 
-The prefix has a checksum of its own, so no length is believed that a flipped bit could have changed: a damaged one
-is refused at once, instead of waiting for bytes that never come.
+The prefix has a checksum of its own, so no length is believed that a flipped bit could have changed: a
+damaged one is refused at once, instead of waiting for bytes that never come.
 
 A bus message: version (1 byte), crc32c of the rest (4 bytes), one message in MessagePack.
 
@@ -100,7 +100,7 @@ class FrameWire:
         header_bytes = len(header)
         if header_bytes > FRAME_HEADER_BYTES_MAX or payload_bytes > FRAME_PAYLOAD_BYTES_MAX:
             raise InvalidRequest(
-                f"a message of {header_bytes} bytes with {payload_bytes} bytes of payload is too large to send;"
+                f"a message of {header_bytes} bytes and {payload_bytes} of payload is too large,"
                 f" {FRAME_HEADER_BYTES_MAX} and {FRAME_PAYLOAD_BYTES_MAX} are allowed"
             )
         checked = _CHECKED.pack(
