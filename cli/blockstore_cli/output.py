@@ -74,7 +74,7 @@ def shown(name: str) -> str:
 
 
 def confirm(what: str, yes: bool) -> None:
-    """Go on if the user agrees to `what`, a question without its mark; InvalidRequest if nobody can answer."""
+    """Go on if the user agrees to `what`, a question without its mark; InvalidRequest if nobody can say."""
     if yes:
         return
     if not sys.stdin.isatty():

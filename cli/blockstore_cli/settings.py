@@ -47,7 +47,14 @@ class Settings:
         """A context manager."""
         if self.is_cluster():
             return blockstore.connect(self.location(), credentials=self.credentials_file())
-        return blockstore.open(_existing(self.location()))
+        return blockstore.open(self.directory())
+
+    def directory(self) -> str:
+        """Of an embedded store. `blockstore.open` makes a missing one; a name that was misspelt must not."""
+        found = self.location()
+        if not Path(found).is_dir():
+            raise InvalidRequest(f"There is no directory {found}; make it first, or say tcp://host:port.")
+        return found
 
 
 def settings() -> Settings:
@@ -125,10 +132,3 @@ def _config_file() -> dict[str, str]:
             f"{path} has {', '.join(unknown)}; only store and credentials mean something there."
         )
     return {name: str(value) for name, value in values.items()}
-
-
-def _existing(directory: str) -> str:
-    """`blockstore.open` makes a store of a missing directory; a command that was misspelt must not."""
-    if not Path(directory).is_dir():
-        raise InvalidRequest(f"There is no directory {directory}; make it first, or say tcp://host:port.")
-    return directory

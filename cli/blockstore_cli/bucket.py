@@ -1,0 +1,62 @@
+"""`blockstore bucket …`: make, list, show and delete buckets."""
+
+from __future__ import annotations
+
+import click
+
+from blockstore_cli.output import answer, confirm, size, table
+from blockstore_cli.settings import Noun, example, settings
+
+
+@click.group(cls=Noun)
+def bucket() -> None:
+    """Buckets: volumes that hold objects."""
+
+
+@bucket.command("create", epilog=example("blockstore bucket create photos --policy 'ec(4,2)'"))
+@click.argument("name")
+@click.option("--policy", default="", help="replicated(N) or ec(K,M); left out, the store's default.")
+@click.option("--exist-ok", is_flag=True, help="Succeed if it is there already, with the same policy.")
+def create(name: str, policy: str, exist_ok: bool) -> None:
+    """Make a bucket."""
+    with settings().open() as store:
+        made = store.create_bucket(name, policy=policy, exist_ok=exist_ok)
+        answer({"name": made.name, "policy": made.policy}, f"Bucket {made.name} is there, {made.policy}.")
+
+
+@bucket.command("list", epilog=example("blockstore bucket list"))
+def list_buckets() -> None:
+    """List the buckets."""
+    with settings().open() as store:
+        found = [{"name": one.name, "policy": one.policy} for one in store.buckets()]
+    text = table(("BUCKET", "POLICY"), [(one["name"], one["policy"]) for one in found])
+    answer({"buckets": found}, text or "No buckets yet; make one with `blockstore bucket create NAME`.")
+
+
+@bucket.command("show", epilog=example("blockstore bucket show photos"))
+@click.argument("name")
+def show(name: str) -> None:
+    """Say what a bucket holds and where it is served."""
+    with settings().open() as store:
+        found = store.bucket(name)
+        facts = {"name": found.name, "policy": found.policy, **found.facts()}
+        snapshots = [one.name for one in found.snapshots()]
+    rows = [(title.replace("_", " "), _cell(title, value)) for title, value in facts.items()]
+    rows.append(("snapshots", ", ".join(snapshots) or "none"))
+    answer({**facts, "snapshots": snapshots}, table(("WHAT", "VALUE"), rows))
+
+
+@bucket.command("delete", epilog=example("blockstore bucket delete photos --yes"))
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(name: str, yes: bool) -> None:
+    """Delete a bucket, every object and every snapshot in it."""
+    with settings().open() as store:
+        store.bucket(name)  # a name that is not there is said before anybody is asked
+        confirm(f"Delete bucket {name!r} with all its objects and snapshots", yes)
+        store.delete_bucket(name)
+    answer({"deleted": name}, f"Bucket {name} is deleted.")
+
+
+def _cell(title: str, value: int | float | str) -> str:
+    return size(value) if title.endswith("bytes") and not isinstance(value, str) else str(value)
