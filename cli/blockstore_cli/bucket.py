@@ -39,8 +39,9 @@ def show(name: str) -> None:
     """Say what a bucket holds and where it is served."""
     with settings().open() as store:
         found = store.bucket(name)
-        facts = {"name": found.name, "policy": found.policy, **found.facts()}
+        info = found.info()
         snapshots = [one.name for one in found.snapshots()]
+    facts = {"name": info.name, "policy": info.policy, "owner": info.owner, "epoch": info.epoch, **info.facts}
     rows = [(title.replace("_", " "), _cell(title, value)) for title, value in facts.items()]
     rows.append(("snapshots", ", ".join(snapshots) or "none"))
     answer({**facts, "snapshots": snapshots}, table(("WHAT", "VALUE"), rows))

@@ -124,13 +124,13 @@ def opened(settings: Settings) -> aio.Store:
     return aio.open(settings.directory())
 
 
-async def reading(store: aio.Store, place: Place) -> aio.Bucket | aio.Snapshot:
+async def reading(store: aio.Store, place: Place) -> aio.Bucket | aio.SnapshotView:
     bucket = await store.bucket(place.bucket)
     return await bucket.at(place.snapshot) if place.snapshot else bucket
 
 
 async def _fetch_pieces(
-    source: aio.Bucket | aio.Snapshot, item: Download, tree: TargetTree, progress: Progress
+    source: aio.Bucket | aio.SnapshotView, item: Download, tree: TargetTree, progress: Progress
 ) -> None:
     """A large object, all of one version: `open` holds on to the one that was there when it was called."""
     with tree.create(item.parts) as file:

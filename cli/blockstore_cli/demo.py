@@ -247,7 +247,11 @@ async def _verify(
 
 
 async def _check_contents(
-    reader: aio.Bucket | aio.Snapshot, what: str, names: list[str], wanted: dict[str, bytes], report: Report
+    reader: aio.Bucket | aio.SnapshotView,
+    what: str,
+    names: list[str],
+    wanted: dict[str, bytes],
+    report: Report,
 ) -> int:
     n_bytes = 0
 

@@ -90,7 +90,7 @@ def ls(target: str, in_full: bool, recursive: bool) -> None:
             return
         place = parse_place(target)
         as_json = settings().json
-        for entry in _reading(store, place).list(prefix=place.name, delimiter="" if recursive else "/"):
+        for entry in _reading(store, place).list(prefix=place.name, delimiter=None if recursive else "/"):
             if isinstance(entry, blockstore.CommonPrefix):
                 answer(
                     {"prefix": entry.name}, _long("-", "-", "", entry.name) if in_full else shown(entry.name)
@@ -200,12 +200,12 @@ def _report(progress: Progress, refused: Refused) -> None:
     answer(facts, f"Copied {progress.summary()}{left_out}.")
 
 
-def _reading(store: blockstore.Store, place: Place) -> blockstore.Bucket | blockstore.Snapshot:
+def _reading(store: blockstore.Store, place: Place) -> blockstore.Bucket | blockstore.SnapshotView:
     bucket = store.bucket(place.bucket)
     return bucket.at(place.snapshot) if place.snapshot else bucket
 
 
-def _pieces(content: blockstore.ObjectReader, start: int, end: int | None) -> Iterator[bytes]:
+def _pieces(content: blockstore.ObjectFile, start: int, end: int | None) -> Iterator[bytes]:
     """The bytes from `start` up to `end`, or to where the object ends."""
     content.seek(start)
     while end is None or start < end:
