@@ -159,7 +159,11 @@ def _unframe(
         raise Corrupt("A checkpoint", f"{where}: no block begins here")
     if version > VERSION:
         raise UnknownFormat("A volume's checkpoint", version, VERSION)
-    if found_volume != volume or found_index != index or (sequence is not None and found_sequence != sequence):
+    if (
+        found_volume != volume
+        or found_index != index
+        or (sequence is not None and found_sequence != sequence)
+    ):
         raise Corrupt("A checkpoint", f"{where}: another block stands here")
     body = view[HEADER_BYTES : HEADER_BYTES + length]
     if body.nbytes != length or crc32c(body) != body_crc:

@@ -85,7 +85,13 @@ class Checkpointer:
             encoded = encode_head(state.volume, msgspec.structs.replace(head, runs=runs))
             extents = await self._writer.write(encoded, self._deadline())
             root = Root(
-                VERSION, head.sequence, len(encoded), extents, self._placements(extents), journal_chunk, journal_offset
+                VERSION,
+                head.sequence,
+                len(encoded),
+                extents,
+                self._placements(extents),
+                journal_chunk,
+                journal_offset,
             )
             await self._control_record.change(
                 root=encode_root(root), journal=lambda journal: _from(journal, journal_chunk)
@@ -113,9 +119,7 @@ class Checkpointer:
         if buffer:
             extents += await self._writer.write(bytes(buffer), self._deadline())
             size += len(buffer)
-        return RunInfo(
-            tuple(extents), self._placements(extents), size, sequence, len(frozen.keys), whole
-        )
+        return RunInfo(tuple(extents), self._placements(extents), size, sequence, len(frozen.keys), whole)
 
     def _placements(self, extents: Iterable[Extent]) -> dict[ChunkId, Placement]:
         return self._state.chunks.placements_of(extents)
@@ -128,4 +132,3 @@ def _from(journal: JournalList, first: ChunkId) -> JournalList:
     """The journal without what lies before `first`."""
     chunks = [one.chunk for one in journal]
     return journal[chunks.index(first) :] if first in chunks else journal
-

@@ -105,7 +105,13 @@ class ChunkTable:
     def to_stored(self) -> tuple[StoredChunk, ...]:
         return tuple(
             StoredChunk(
-                chunk, entry.placement, entry.capacity, entry.purpose, entry.session, entry.length, entry.live_bytes
+                chunk,
+                entry.placement,
+                entry.capacity,
+                entry.purpose,
+                entry.session,
+                entry.length,
+                entry.live_bytes,
             )
             for chunk, entry in self._chunks.items()
         )

@@ -1,34 +1,46 @@
-"""The volumes that this node owns, as control says: started when it names this node, ended when it names another."""
+"""The volumes that this node owns, as control says: started when it names this node, ended when it names another.
+
+An owner begins by claiming: it commits the next epoch for itself. So an epoch belongs to one run of one owner, whatever named
+it (control's choice, a restart of this process, an owner that fell and begins anew), and the chunk ids that it counts out
+under this epoch were never used before (DESIGN invariant 4).
+"""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 
+import msgspec
 import trio
 
-from blockstore.codec.messages import VolumeCall
+from blockstore.codec.control_record import VolumeRecord, encode_record
+from blockstore.codec.messages import Compare, VolumeCall
+from blockstore.config import OPERATION_SECONDS
+from blockstore.control.views import volume_key
 from blockstore.errors import BlockStoreError, NotFound, NotOwner
-from blockstore.ids import VolumeId
+from blockstore.ids import RequestId, SessionId, VolumeId
 from blockstore.runtime.interfaces import IncomingCall
 from blockstore.volume.owner_shell import VolumeOwner
 from blockstore.volume.world import World
 
 log = logging.getLogger("blockstore.volume")
 
-RESTART_SECONDS = 0.5
+RESTART_SECONDS = 0.2
 
 
 @dataclass(slots=True)
 class _Owned:
-    owner: VolumeOwner
-    epoch: int
+    named_epoch: int
     scope: trio.CancelScope
+    claimed_epoch: int = 0
+    owner: VolumeOwner | None = None
 
 
 class VolumeHost:
     def __init__(self, world: World) -> None:
         self._world = world
+        self._session = SessionId(world.rng.getrandbits(63))
+        self._n_claims = 0
         self._owned: dict[VolumeId, _Owned] = {}
 
     def owned(self) -> tuple[VolumeId, ...]:
@@ -40,7 +52,7 @@ class VolumeHost:
         if not isinstance(message, VolumeCall):
             return False
         owned = self._owned.get(message.volume)
-        if owned is not None:
+        if owned is not None and owned.owner is not None:
             owned.owner.handle(call, message)
             return True
         record = self._world.control.views.volume(message.volume)
@@ -61,28 +73,47 @@ class VolumeHost:
     def _reconcile(self, nursery: trio.Nursery) -> None:
         named = {record.volume: record for record in self._world.control.views.volumes_of(self._world.me)}
         for volume, owned in list(self._owned.items()):
-            if volume not in named or named[volume].epoch != owned.epoch:
+            record = named.get(volume)
+            if record is None or record.epoch not in (owned.named_epoch, owned.claimed_epoch):
                 owned.scope.cancel()
                 del self._owned[volume]
         for volume, record in named.items():
             if volume not in self._owned:
-                owned = _Owned(VolumeOwner(self._world, record), record.epoch, trio.CancelScope())
-                self._owned[volume] = owned
-                nursery.start_soon(self._own, owned)
+                owned = self._owned[volume] = _Owned(record.epoch, trio.CancelScope())
+                nursery.start_soon(self._own, volume, owned)
 
-    async def _own(self, owned: _Owned) -> None:
-        """Run the owner; when it falls by an error, begin again with a takeover: the journal is the truth."""
-        volume = owned.owner.record.volume
+    async def _own(self, volume: VolumeId, owned: _Owned) -> None:
+        """Own until control names another; when the owner falls by an error, begin again: the journal is the truth."""
         with owned.scope:
             while self._owned.get(volume) is owned:
                 try:
+                    record = await self._claim(volume, owned)
+                    if record is None:
+                        break
+                    owned.owner = VolumeOwner(self._world, record)
                     await owned.owner.run()
                 except* BlockStoreError as errors:
-                    log.error("owner_failed volume=%d epoch=%d why=%s", volume, owned.epoch, errors.exceptions)
+                    log.error("owner_failed volume=%d why=%s", volume, errors.exceptions)
+                owned.owner = None
                 await trio.sleep(RESTART_SECONDS)
-                record = self._world.control.views.volume(volume)
-                if record is None or (record.epoch, record.owner) != (owned.epoch, self._world.me):
-                    break
-                owned.owner = VolumeOwner(self._world, record)
         if self._owned.get(volume) is owned:
             del self._owned[volume]
+
+    async def _claim(self, volume: VolumeId, owned: _Owned) -> VolumeRecord | None:
+        """Commit the next epoch for this run; None when the volume is not this node's any more."""
+        world = self._world
+        key = volume_key(volume)
+        revision = world.control.views.modified(key)
+        record = world.control.views.volume(volume)
+        if record is None or record.owner != world.me:
+            return None
+        owned.named_epoch, owned.claimed_epoch = record.epoch, record.epoch + 1
+        claimed = msgspec.structs.replace(record, epoch=owned.claimed_epoch)
+        self._n_claims += 1
+        await world.control.transact(
+            (Compare(key, revision),),
+            ((key, encode_record(claimed)),),
+            request=RequestId(self._session, self._n_claims),
+            deadline=world.clock.now() + OPERATION_SECONDS,
+        )
+        return claimed

@@ -15,7 +15,7 @@ import trio
 from blockstore.chunk.writer import ChunkWriter
 from blockstore.codec.control_record import JournalChunk, VolumeRecord
 from blockstore.codec.journal_record import JournalRecord
-from blockstore.codec.messages import AppendFragment, Appended, FragmentSpec
+from blockstore.codec.messages import AppendFragment, Appended
 from blockstore.config import CHUNK_BYTES_MAX, MEMBER_LATE_SECONDS
 from blockstore.errors import BlockStoreError, StaleEpoch, Unavailable
 from blockstore.ids import DiskId
@@ -103,17 +103,14 @@ class JournalShell:
 
     def _send(self, append: Append, now: float) -> None:
         writer = append.writer
-        placement = writer.placement
         for shard_index, disk in writer.members:
-            spec = (
-                FragmentSpec(shard_index, placement.k, placement.m, writer.capacity)
-                if append.offset == 0
-                else None
-            )
+            spec = writer.spec(shard_index, append.offset)
             message = AppendFragment(disk, append.chunk, append.chunk.epoch, append.offset, append.crc, spec)
             address = self._world.nodes.address_of_disk(disk)
             if address is None:
-                self._member_failed(writer, shard_index, disk, Unavailable(f"disk {disk} is on no known node"))
+                self._member_failed(
+                    writer, shard_index, disk, Unavailable(f"disk {disk} is on no known node")
+                )
                 return  # the chunk has ended by that; the batch goes into the next
             self._world.network.lane(address).post(
                 message,
@@ -137,7 +134,9 @@ class JournalShell:
 
         return on_answer
 
-    def _member_failed(self, writer: ChunkWriter, shard_index: int, disk: DiskId, why: BlockStoreError) -> None:
+    def _member_failed(
+        self, writer: ChunkWriter, shard_index: int, disk: DiskId, why: BlockStoreError
+    ) -> None:
         if not self.core.on_failure(writer, shard_index):
             return
         log.info("journal_member_failed volume=%d disk=%d why=%s", self._record.volume, disk, why)
@@ -183,7 +182,11 @@ class JournalShell:
         world = self._world
         table = world.control.views.policy(self._policy.text)
         placement = self._places.choose(
-            self._policy, () if table is None else table.groups, world.live_disks(), world.own_disks(), world.clock.now()
+            self._policy,
+            () if table is None else table.groups,
+            world.live_disks(),
+            world.own_disks(),
+            world.clock.now(),
         )
         chunk = self._places.next_chunk()
         ended, length = self.core.chunk, self.core.sealed_length

@@ -332,7 +332,10 @@ class VolumeOwner:
     async def _checkpoints(self) -> None:
         while True:
             await trio.sleep(CHECKPOINT_LOOK_SECONDS)
-            if self._journal.core.written_bytes - self._checkpointer.covered_bytes >= CHECKPOINT_JOURNAL_BYTES:
+            if (
+                self._journal.core.written_bytes - self._checkpointer.covered_bytes
+                >= CHECKPOINT_JOURNAL_BYTES
+            ):
                 try:
                     await self.checkpoint()
                 except BlockStoreError as error:
@@ -374,7 +377,9 @@ class VolumeOwner:
         needed = frozenset(one.chunk for one in journal) | self._checkpointer.needed_chunks()
         for chunk, entry in self._state.chunks.dead_chunks(needed):
             request = self._journal.core.own_request()
-            self._submit(request, ChunkDroppedRecord(chunk), None, self._deleter(chunk, entry.placement.disks))
+            self._submit(
+                request, ChunkDroppedRecord(chunk), None, self._deleter(chunk, entry.placement.disks)
+            )
 
     def _deleter(self, chunk: ChunkId, disks: tuple[DiskId, ...]) -> OnResult:
         def delete(result: Result | BlockStoreError) -> None:

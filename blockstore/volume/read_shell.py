@@ -42,9 +42,7 @@ class ReadShell:
 
         def answer(value: bytes | None) -> None:
             if value is None:
-                call.answer(
-                    Found(_referring(op.key, version), state.chunks.placements_of(version.extents))
-                )
+                call.answer(Found(_referring(op.key, version), state.chunks.placements_of(version.extents)))
             else:
                 part = value if end - start == version.size else memoryview(value)[start:end]
                 call.answer(Found(_inlined(op.key, version, end - start)), (part,))

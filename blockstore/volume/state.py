@@ -73,7 +73,9 @@ class VolumeState:
         """Apply the record with this sequence, found in `chunk`; its inline value stands at `value_offset` there."""
         assert sequence == self.sequence + 1, f"record {sequence} after {self.sequence}"
         self.sequence = sequence
-        if isinstance(record, PutRecord | DeleteRecord | SnapshotRecord | SnapshotDeleteRecord | ChunkOpenedRecord):
+        if isinstance(
+            record, PutRecord | DeleteRecord | SnapshotRecord | SnapshotDeleteRecord | ChunkOpenedRecord
+        ):
             known = self.sessions.find(record.request)
             if known is not None:
                 return known
@@ -117,7 +119,8 @@ class VolumeState:
             self.history_to_purge = True
             return _OK
         self.chunks.open_chunk(
-            record.chunk, ChunkEntry(record.placement, record.capacity, record.purpose, record.request.session)
+            record.chunk,
+            ChunkEntry(record.placement, record.capacity, record.purpose, record.request.session),
         )
         return Granted(record.chunk, record.chunk.epoch, record.placement, record.capacity)
 
@@ -125,7 +128,9 @@ class VolumeState:
         self._check_expected(record.key, record.expected)
         extents = record.extents
         if record.inline:
-            extents = (Extent(chunk, value_offset, record.size, record.size, record.crc),) if record.size else ()
+            extents = (
+                (Extent(chunk, value_offset, record.size, record.size, record.crc),) if record.size else ()
+            )
         elif not self.chunks.may_refer(extents, self.epoch):
             raise StaleEpoch(self.volume, min(extent.chunk.epoch for extent in extents), self.epoch)
         self.chunks.add_live(extents)

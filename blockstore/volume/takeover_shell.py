@@ -56,9 +56,12 @@ class Taken:
 async def take_over(world: World, record: VolumeRecord, control_record: RecordShell) -> Taken:
     started = world.clock.now()
     tail = [chunk for chunk in record.journal if chunk.length == OPEN]
-    ends = await _ends(world, record, control_record, {chunk.chunk: chunk.disks for chunk in tail}, needed=True)
+    ends = await _ends(
+        world, record, control_record, {chunk.chunk: chunk.disks for chunk in tail}, needed=True
+    )
     journal = tuple(
-        JournalChunk(chunk.chunk, chunk.disks, ends[chunk.chunk]) if chunk.length == OPEN else chunk for chunk in record.journal
+        JournalChunk(chunk.chunk, chunk.disks, ends[chunk.chunk]) if chunk.length == OPEN else chunk
+        for chunk in record.journal
     )
     if tail:
         await control_record.change(journal=lambda _: journal)
@@ -184,7 +187,6 @@ def seal_members(world: World, chunk: ChunkId, disks: tuple[DiskId, ...], epoch:
             world.network.lane(address).post(message, (), world.clock.now() + ATTEMPT_SECONDS, noted)
 
 
-
 # --- loading
 
 
@@ -256,4 +258,3 @@ def _has_block(view: memoryview, chunk: ChunkId, position: int) -> bool:
     if view.nbytes < HEADER_BYTES:
         return False
     return view.nbytes >= HEADER_BYTES + decode_header(view, chunk, position).n_block
-

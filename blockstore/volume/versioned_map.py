@@ -66,9 +66,13 @@ class VersionedMap:
     ) -> tuple[list[Entry], bool]:
         """Up to `limit` entries (or common prefixes, with sequence 0) in key order; whether more follow."""
         entries: list[Entry] = []
-        start, inclusive = (after, False) if after > prefix else (prefix, True)
-        if delimiter and after.endswith(delimiter) and after > prefix:
-            start, inclusive = _successor(after), True  # the last page ended with this common prefix
+        start: bytes | None = prefix
+        inclusive = True
+        if after and after >= prefix:
+            if delimiter and after.find(delimiter, len(prefix)) >= 0:
+                start = _successor(after)  # the last page ended with this common prefix
+            else:
+                start, inclusive = after, False
         while start is not None:
             restart: bytes | None = None
             for key in self._newest.irange(minimum=start, inclusive=(inclusive, True)):

@@ -43,5 +43,7 @@ class World:
         """Disks of live nodes that take new chunks."""
         control = self.control
         return frozenset(
-            disk.disk for disk in control.views.disks() if disk.state == "active" and control.is_live(disk.node)
+            disk.disk
+            for disk in control.views.disks()
+            if disk.state == "active" and control.is_live(disk.node)
         )

@@ -1,0 +1,279 @@
+"""A volume's map, its snapshots and its journal against a plain model: a list of dictionaries."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from blockstore.codec.checksum import crc32c
+from blockstore.codec.journal_record import (
+    HEADER_BYTES,
+    DeleteRecord,
+    EpochRecord,
+    PutRecord,
+    SnapshotDeleteRecord,
+    SnapshotRecord,
+    decode_header,
+    decode_records,
+    value_offsets,
+)
+from blockstore.codec.messages import ANY, Failed, Placement
+from blockstore.codec.run_file import (
+    decode_blocks,
+    decode_head,
+    decode_version,
+    encode_block,
+    encode_head,
+    split_blocks,
+)
+from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
+from blockstore.volume.journal import Append, Committed, Journal, Phase
+from blockstore.volume.state import VolumeState
+
+VOLUME = VolumeId(7)
+DISKS = (DiskId(1), DiskId(2), DiskId(3))
+CAPACITY = 900  # a few batches: chunks end often
+KEYS = st.sampled_from([b"a", b"a/b", b"a/c", b"b", b"\xff\xff", b"z"])
+
+
+class VolumeMachine(RuleBasedStateMachine):
+    """Records go through the journal to three disks that fail; what is committed must be what the model holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = VolumeState(VOLUME)
+        self.n_chunks = 0
+        self.n_requests = 0
+        self.contents: dict[ChunkId, dict[DiskId, bytearray]] = {}  # the model: what each disk holds
+        self.chain: list[ChunkId] = []
+        self.lengths: dict[ChunkId, int] = {}
+        self.unanswered: list[tuple[Append, int]] = []
+        self.submitted: dict[RequestId, tuple[str, bytes, bytes]] = {}
+        self.head: dict[bytes, bytes] = {}  # the model: the map
+        self.snapshots: dict[str, dict[bytes, bytes]] = {}
+        self.values: dict[int, bytes] = {}
+        self.checkpoint: tuple[bytes, list[bytes], ChunkId, int] | None = None
+        self.applied_to: tuple[ChunkId, int] | None = None
+        self.journal = Journal(SessionId(1), 1, {})
+        self.journal.add(EpochRecord(1, 0.0), None, None)
+        self.open_chunk()
+
+    def open_chunk(self) -> None:
+        self.n_chunks += 1
+        chunk = ChunkId(VOLUME, 1, self.n_chunks)
+        if self.chain:
+            self.lengths[self.chain[-1]] = self.journal.sealed_length
+            if self.journal.sealed_length == 0:
+                self.chain.pop()
+        self.chain.append(chunk)
+        self.contents[chunk] = {disk: bytearray() for disk in DISKS}
+        self.journal.start_chunk(chunk, Placement(1, 2, DISKS), CAPACITY)
+
+    def request(self, what: tuple[str, bytes, bytes]) -> RequestId:
+        self.n_requests += 1
+        request = RequestId(SessionId(9), self.n_requests)
+        self.submitted[request] = what
+        return request
+
+    @rule(key=KEYS, value=st.binary(min_size=1, max_size=60))
+    def put(self, key: bytes, value: bytes) -> None:
+        request = self.request(("put", key, value))
+        record = PutRecord(request, 0, key, b"m", len(value), crc32c(value), ANY, True)
+        self.journal.add(record, value, request)
+
+    @rule(key=KEYS)
+    def delete(self, key: bytes) -> None:
+        request = self.request(("delete", key, b""))
+        self.journal.add(DeleteRecord(request, 0, key, ANY), None, request)
+
+    @rule(name=st.sampled_from(["s", "t"]))
+    def snapshot(self, name: str) -> None:
+        request = self.request(("snapshot", name.encode(), b""))
+        self.journal.add(SnapshotRecord(request, 0, name, 1.0), None, request)
+
+    @rule(name=st.sampled_from(["s", "t"]))
+    def delete_snapshot(self, name: str) -> None:
+        request = self.request(("unsnapshot", name.encode(), b""))
+        self.journal.add(SnapshotDeleteRecord(request, 0, name), None, request)
+
+    @rule()
+    def send(self) -> None:
+        while (append := self.journal.next_append(0.0)) is not None:
+            self.unanswered += [(append, shard) for shard, _ in append.writer.members]
+        if self.journal.phase is Phase.WAITING:
+            self.open_chunk()
+
+    @precondition(lambda self: self.unanswered)
+    @rule(data=st.data())
+    def member_has_it(self, data: st.DataObject) -> None:
+        """The next append in order at some member becomes durable there."""
+        shards = sorted({(append.chunk, shard) for append, shard in self.unanswered})
+        chunk, shard = data.draw(st.sampled_from(shards))
+        index = next(i for i, (a, s) in enumerate(self.unanswered) if (a.chunk, s) == (chunk, shard))
+        append, _ = self.unanswered.pop(index)
+        disk = self.contents[chunk][DISKS[shard]]
+        assert len(disk) == append.offset
+        disk += append.header + append.body
+        for committed in self.journal.on_ack(append.writer, shard, len(disk)):
+            self.apply(committed)
+        if self.journal.phase is Phase.WAITING:
+            self.open_chunk()
+
+    @precondition(lambda self: self.unanswered)
+    @rule(data=st.data())
+    def member_fails(self, data: st.DataObject) -> None:
+        append, shard = data.draw(st.sampled_from(self.unanswered))
+        self.unanswered = [(a, s) for a, s in self.unanswered if (a.chunk, s) != (append.chunk, shard)]
+        if self.journal.on_failure(append.writer, shard):
+            self.open_chunk()
+
+    def apply(self, committed: Committed) -> None:
+        batch = committed.batch
+        for i, (record, token) in enumerate(zip(batch.records, committed.tokens, strict=True)):
+            at = committed.offset + batch.value_offsets[i]
+            result = self.state.apply(record, batch.base_sequence + i, committed.chunk, at)
+            if isinstance(token, RequestId):
+                self.model_applies(self.submitted.pop(token), failed=isinstance(result, Failed))
+        self.applied_to = (committed.chunk, committed.offset + batch.length)
+
+    def model_applies(self, what: tuple[str, bytes, bytes], *, failed: bool) -> None:
+        kind, key, value = what
+        if kind == "put":
+            self.head = {**self.head, key: value}
+        elif kind == "delete":
+            assert failed == (key not in self.head)
+            self.head = {k: v for k, v in self.head.items() if k != key}
+        elif kind == "snapshot":
+            assert failed == (key.decode() in self.snapshots)
+            self.snapshots.setdefault(key.decode(), self.head)
+        else:
+            assert failed == (key.decode() not in self.snapshots)
+            self.snapshots.pop(key.decode(), None)
+
+    @rule()
+    def purge(self) -> None:
+        self.state.purge(self.state.map.keys_with_history())
+
+    @precondition(lambda self: self.applied_to is not None)
+    @rule(whole=st.booleans())
+    def write_checkpoint(self, whole: bool) -> None:
+        assert self.applied_to is not None
+        runs = [] if whole or self.checkpoint is None else self.checkpoint[1]
+        frozen = self.state.map.freeze(whole=whole or self.checkpoint is None)
+        blocks = [
+            encode_block(VOLUME, self.state.sequence, i, entries)
+            for i, entries in enumerate(split_blocks(frozen.entries(), 2))
+        ]
+        head = encode_head(VOLUME, self.state.head(*self.applied_to, ()))
+        self.checkpoint = (head, [*runs, b"".join(blocks)], *self.applied_to)
+
+    # --- what must hold
+
+    def read(self, state: VolumeState, at: int) -> dict[bytes, bytes]:
+        entries, more = state.map.page(b"", b"", b"", 100, at)
+        assert not more
+        found: dict[bytes, bytes] = {}
+        for entry in entries:
+            version = state.map.find(entry.key, at)
+            assert version is not None
+            (extent,) = version.extents
+            chunk = self.contents[extent.chunk]
+            acknowledged = min(
+                len(disk) for disk in chunk.values() if len(disk) >= extent.offset + extent.length
+            )
+            assert acknowledged
+            holder = next(disk for disk in chunk.values() if len(disk) >= extent.offset + extent.length)
+            found[entry.key] = bytes(holder[extent.offset : extent.offset + extent.length])
+            assert crc32c(found[entry.key]) == version.crc
+        return found
+
+    def check(self, state: VolumeState) -> None:
+        assert self.read(state, 0) == self.head
+        assert set(state.snapshots) == set(self.snapshots)
+        for name, content in self.snapshots.items():
+            assert self.read(state, state.snapshots[name].sequence) == content
+        assert state.map.n_live == len(self.head)
+
+    @invariant()
+    def the_map_is_the_model(self) -> None:
+        self.check(self.state)
+
+    @invariant()
+    def live_bytes_are_what_versions_refer_to(self) -> None:
+        referred = 0
+        frozen = self.state.map.freeze(whole=True)
+        self.state.map.unfreeze(frozen)
+        for _, newest, older in frozen.entries():
+            for packed in (*older, *(() if newest is None else (newest,))):
+                referred += sum(extent.length for extent in decode_version(packed).extents)
+        assert self.state.chunks.totals()["live_bytes"] == referred
+
+    @rule()
+    def replay_gives_the_same(self) -> None:
+        """From the last checkpoint, over what every member has acknowledged."""
+        state = VolumeState(VOLUME)
+        start: tuple[ChunkId, int] | None = None
+        if self.checkpoint is not None:
+            head_bytes, runs, *_ = self.checkpoint
+            head = decode_head(VOLUME, memoryview(head_bytes))
+            for run in runs:
+                for entries in decode_blocks(VOLUME, memoryview(run)):
+                    state.map.load(entries)
+            state.map.recount()
+            state.load_head(head)
+            start = (head.journal_chunk, head.journal_offset)
+        lengths = dict(self.lengths)
+        assert self.journal.writer is not None
+        lengths[self.chain[-1]] = self.journal.writer.acknowledged
+        reached = start is None
+        for chunk in self.chain:
+            position = 0
+            if start is not None and chunk == start[0]:
+                reached, position = True, start[1]
+            if not reached:
+                continue
+            longest = max(self.contents[chunk].values(), key=len)
+            while position < lengths[chunk]:
+                view = memoryview(bytes(longest))[position:]
+                header = decode_header(view, chunk, position)
+                records = decode_records(header, view[HEADER_BYTES : HEADER_BYTES + header.n_block], "")
+                for i, (record, at) in enumerate(zip(records, value_offsets(header, records), strict=True)):
+                    state.apply(record, header.base_sequence + i, chunk, position + at)
+                position += header.length
+        assert state.sequence == self.state.sequence
+        self.check(state)
+
+
+TestVolumeMachine = VolumeMachine.TestCase
+TestVolumeMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def test_pages_fold_prefixes_and_go_on_where_the_last_one_ended() -> None:
+    state = VolumeState(VOLUME)
+    rng = random.Random(1)
+    names = sorted(
+        {b"/".join(rng.choice([b"a", b"b", b"c\xff"]) for _ in range(rng.randint(1, 4))) for _ in range(60)}
+    )
+    for i, name in enumerate(names):
+        request = RequestId(SessionId(1), i + 1)
+        state.apply(PutRecord(request, 0, name, b"", 0, 0, ANY, True), i + 1, ChunkId(VOLUME, 1, 1), 0)
+    for prefix in (b"", b"a", b"a/", b"c\xff/"):
+        for delimiter in (b"", b"/"):
+            expected: list[bytes] = []
+            for name in names:
+                if name.startswith(prefix):
+                    cut = name.find(delimiter, len(prefix)) if delimiter else -1
+                    shown = name if cut < 0 else name[: cut + 1]
+                    if shown not in expected:
+                        expected.append(shown)
+            for limit in (1, 3, 1000):
+                found: list[bytes] = []
+                more, after = True, b""
+                while more:
+                    entries, more = state.map.page(prefix, after, delimiter, limit, 0)
+                    found += [entry.key for entry in entries]
+                    after = found[-1] if found else b""
+                assert found == expected
