@@ -8,7 +8,6 @@ connection only, with one log line that names it and the reason, and a last fram
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket
 import ssl
@@ -31,6 +30,7 @@ from blockstore.config import (
 )
 from blockstore.errors import BlockStoreError, Busy, ConnectionLost, PermissionDenied, ProtocolViolation
 from blockstore.runtime.buffers import BufferPool
+from blockstore.runtime.handling import handle, log
 from blockstore.runtime.interfaces import (
     ANSWER,
     CLOSING,
@@ -55,10 +55,8 @@ Authorize = Callable[[bytes | None, Message | None], Peer]
 """Given the client's certificate (DER) or, without TLS, its hello. PermissionDenied says who was refused and
 why."""
 
-log: Final = logging.getLogger("blockstore.lanes")
-
-_ACCEPT_PAUSE_SECONDS: Final = 0.1
-_OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_ACCEPT_PAUSE_SECONDS: Final = 0.5
+"""Out of descriptors, as a rule: waiting connections stay in the system's queue until others have closed."""
 
 
 class RealListener:
@@ -144,10 +142,10 @@ class RealListener:
                 await trio.lowlevel.wait_readable(listening)
                 continue
             except OSError as error:
-                if error.errno in _OUT_OF_DESCRIPTORS:
+                if error.errno != errno.ECONNABORTED:  # that one was gone before we took it
                     log.error("cannot accept a connection: %s", error.strerror)
                     await self.clock.sleep_until(self.clock.now() + _ACCEPT_PAUSE_SECONDS)
-                continue  # else it was gone before we took it
+                continue
             self._admit(sock, where)
             await trio.lowlevel.checkpoint()
 
@@ -310,12 +308,18 @@ class Connection:
         if secured is not None:
             try:
                 self._welcome(secured.getpeercert(binary_form=True) or b"", None)
-            except PermissionDenied as error:
+            except BlockStoreError as error:
                 self._lane_socket.refuse(error)
         return secured
 
     def _welcome(self, certificate: bytes | None, hello: Message | None) -> None:
-        peer = self._listener.authorize(certificate, hello)
+        try:
+            peer = self._listener.authorize(certificate, hello)
+        except BlockStoreError:
+            raise
+        except Exception as error:
+            log.exception("peer %s: judging who it is failed", self._name)
+            raise PermissionDenied("who you are could not be judged; see the daemon's log") from error
         self.peer = peer
         self._name = f"{peer} at {self._name}"
         self._listener.strangers.pop(self, None)
@@ -324,16 +328,15 @@ class Connection:
         return self._wire.encode(CLOSING, 0, self._wire.failed(reason), 0, 0)
 
     def _on_frame(self, prefix: Prefix, message: Message, payload: Payload) -> None:
-        peer = self.peer
+        listener, peer = self._listener, self.peer
         if peer is None:
-            if prefix.kind != HELLO:
+            if prefix.kind != HELLO or listener.ssl_context is not None:
                 raise ProtocolViolation("its first frame does not say who it is")
             self._welcome(None, message)
             self.answer(prefix.call_id, self._wire.hello_answer(), (), None)
             return
         if prefix.kind != REQUEST:
             raise ProtocolViolation(f"a client sent a frame of kind {prefix.kind}")
-        listener = self._listener
         if self._n_calls >= listener.calls_max:
             payload.release()
             self.fail(prefix.call_id, Busy(f"{self._n_calls} calls of this connection are under way"))
@@ -343,13 +346,7 @@ class Connection:
         self._lane_socket.held_bytes += held_bytes
         deadline = listener.clock.now() + prefix.budget_ms / 1000
         call = RealCall(self, prefix.call_id, peer, message, payload, held_bytes, deadline)
-        try:
-            listener.handler(call)
-        except BlockStoreError as error:
-            call.fail(error)
-        except Exception:
-            log.exception("peer %s: handling %s failed", self._name, type(message).__name__)
-            call.fail(BlockStoreError("internal error, see the log of the daemon that answered"))
+        handle(listener.handler, call)
 
 
 class RealCall:

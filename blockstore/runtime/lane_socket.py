@@ -41,7 +41,8 @@ class LaneSocket:
 
     __slots__ = (
         "_corked", "_farewell", "_inbox", "_is_leaving", "_outbox", "_parked_reader", "_parked_writer",
-        "_pauses", "_readable", "_reading", "_refusal", "_scope", "_stall", "_writable", "held_bytes", "reason",
+        "_pauses", "_readable", "_reading", "_refusal", "_scope", "_stall", "_writable", "held_bytes",
+        "reason",
     )  # fmt: skip
 
     def __init__(
@@ -149,6 +150,7 @@ class LaneSocket:
 
     async def _receive_frames(self, sock: socket.socket) -> None:
         """Return at the end of the stream, raise what is wrong with it."""
+        await trio.lowlevel.checkpoint()  # refused before it began: not one frame is taken
         inbox = self._inbox
         quota = _TICK_BYTES
         while True:
@@ -190,7 +192,8 @@ class LaneSocket:
     def _is_over(self) -> bool:
         outbox = self._outbox
         return (
-            outbox.queued_total - outbox.sent_total > ANSWERED_BYTES_PER_CONNECTION_MAX
+            self._refusal is not None
+            or outbox.queued_total - outbox.sent_total > ANSWERED_BYTES_PER_CONNECTION_MAX
             or self.held_bytes > RECEIVED_BYTES_PER_CONNECTION_MAX
         )
 

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-import outcome
 import trio
 
 from blockstore.config import (
@@ -51,6 +50,7 @@ from blockstore.runtime.lane_outbox import buffer_bytes
 from blockstore.runtime.lane_socket import LaneSocket, lost
 from blockstore.runtime.owned_nursery import OwnedNursery
 from blockstore.runtime.sockets import connect_tcp, connect_unix, shake_hands
+from blockstore.runtime.waiter import Waiter
 
 CheckServer = Callable[[Address, bytes], None]
 """Given a server's certificate (DER); raises PermissionDenied if it may not be what answers at this
@@ -219,9 +219,7 @@ class RealLane:
     async def call(self, message: Message, payload: Sequence[Buffer], deadline: float) -> Answer:
         waiter = Waiter(trio.lowlevel.current_task())
         self.post(message, payload, deadline, waiter)
-        answer = await trio.lowlevel.wait_task_rescheduled(waiter.abort)
-        assert isinstance(answer, Answer)
-        return answer
+        return await waiter.wait()
 
     def sweep(self, now: float) -> None:
         """Fail the calls whose deadline has passed, and a connection that does not get on."""
@@ -326,27 +324,3 @@ class RealLane:
             self._refusal = self._wire.error_of(message)
         else:
             raise ProtocolViolation(f"a server sent a frame of kind {kind}")
-
-
-class Waiter:
-    """Wakes a parked task with the outcome of its call; after `abort` nobody waits, and the answer is
-    dropped."""
-
-    __slots__ = ("_task",)
-
-    def __init__(self, task: trio.lowlevel.Task) -> None:
-        self._task: trio.lowlevel.Task | None = task
-
-    def __call__(self, answer: Answer | BlockStoreError) -> None:
-        task = self._task
-        if task is None:
-            if isinstance(answer, Answer):
-                answer.payload.release()
-        elif isinstance(answer, Answer):
-            trio.lowlevel.reschedule(task, outcome.Value(answer))
-        else:
-            trio.lowlevel.reschedule(task, outcome.Error(answer))
-
-    def abort(self, _: object) -> trio.lowlevel.Abort:
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
