@@ -1,7 +1,7 @@
 """`blockstore bench`: put, get and read_many, beside the raw disk and loopback measured in the same run.
 
 A cluster of its own is made, on loopback, and removed at the end. Every put is acknowledged after fdatasync
-on its whole write set; gets find the page cache warm. One client process, as many tasks as requests in flight.
+on its whole write set; gets find the page cache warm. One client process, a task for each request in flight.
 Each scenario runs for a while, several times, and the rounds are interleaved, so that a bad minute of the
 machine does not fall on one scenario alone; the table shows the median, and the range beside it.
 """
@@ -87,8 +87,8 @@ Rates = dict[Scenario, list[float]]
     "--seconds", type=click.FloatRange(0.1, 60), default=1.5, show_default=True, help="Of every run."
 )
 @click.option("--only", default="", metavar="TEXT", help="Scenarios with TEXT in their names ('put 4 KiB').")
-@click.option("--dir", "directory", type=click.Path(path_type=Path, file_okay=False), default=Path(),
-              help="Where to make a folder for it, on the disk to measure; else the working directory.")  # fmt: skip
+@click.option("--dir", "directory", type=click.Path(path_type=Path, file_okay=False), default=".",
+              help="Where to make a folder for it; the working directory's disk if left out.")  # fmt: skip
 def bench(n_nodes: int, runs: int, seconds: float, only: str, directory: Path) -> None:
     """Measure the store on a cluster of its own, beside the machine's own figures."""
     scenarios = [scenario for scenario in _scenarios() if only in str(scenario)]

@@ -1,0 +1,141 @@
+"""How the command is spoken to, and how it fails: sentences, next steps, exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+
+from blockstore.errors import InvalidRequest, NotFound
+from blockstore_cli import main
+from blockstore_cli.settings import Settings
+
+
+def every_command() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+
+    def visit(command: click.Command, path: tuple[str, ...]) -> None:
+        found.append(path)
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                below = command.get_command(context, name)
+                assert below is not None
+                visit(below, (*path, name))
+
+    visit(main.root, ())
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("BLOCKSTORE", raising=False)
+    monkeypatch.delenv("BLOCKSTORE_CREDENTIALS", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.mark.parametrize("path", every_command(), ids=" ".join)
+def test_help_says_what_it_does_and_a_verb_has_an_example(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run([*path, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"Usage: {' '.join(('blockstore', *path))}")
+    if "Commands:" not in text:
+        assert f"Example:\n  blockstore {' '.join(path)}" in text
+        assert "--json" in text
+
+
+@pytest.mark.parametrize(
+    "line", ["frobnicate", "bucket frobnicate", "bucket create", "ls --frob", "node show x"]
+)
+def test_a_line_that_makes_no_sense_is_a_usage_error(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(line.split()) == 64
+    assert "Error: " in capsys.readouterr().err
+
+
+def test_without_a_store_the_ways_to_name_one_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["ls"]) == InvalidRequest.exit_code
+    assert "--store DIRECTORY" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line", [["--json", "ls", "photos"], ["ls", "--json", "photos"], ["ls", "photos", "--json"]]
+)
+def test_json_may_stand_anywhere_and_errors_are_json_too(
+    line: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(line) == 64
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert json.loads(told.err)["error"] == "InvalidRequest"
+
+
+def test_a_directory_that_is_not_there_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["--store", str(tmp_path / "typo"), "ls"]) == 64
+    assert "There is no directory" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
+
+
+def test_the_option_comes_before_the_environment_and_that_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "config" / "blockstore"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text('store = "tcp://file:1"\ncredentials = "file.pem"\n')
+    assert (Settings().location(), Settings().credentials_file()) == ("tcp://file:1", "file.pem")
+    monkeypatch.setenv("BLOCKSTORE", "tcp://environment:1")
+    monkeypatch.setenv("BLOCKSTORE_CREDENTIALS", "environment.pem")
+    assert (Settings().location(), Settings().credentials_file()) == (
+        "tcp://environment:1",
+        "environment.pem",
+    )
+    chosen = Settings("tcp://option:1", "option.pem")
+    assert (chosen.location(), chosen.credentials_file()) == ("tcp://option:1", "option.pem")
+
+
+@pytest.mark.parametrize("text", ["store = ", 'stroe = "x"'])
+def test_a_config_file_that_is_wrong_is_said(text: str, tmp_path: Path) -> None:
+    folder = tmp_path / "config" / "blockstore"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(text)
+    with pytest.raises(InvalidRequest, match=r"config\.toml"):
+        Settings().location()
+
+
+def test_ctrl_c_is_130_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: Settings) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Settings, "location", interrupted)
+    assert main.run(["ls"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_errors_of_the_store_give_sentence_next_step_and_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(self: Settings) -> str:
+        raise NotFound("bucket 'photos'")
+
+    monkeypatch.setattr(Settings, "location", missing)
+    assert main.run(["ls", "photos"]) == 66
+    assert capsys.readouterr().err == f"There is no bucket 'photos'.\n{NotFound.next_step}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_for_our_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["completion", shell]) == 0
+    assert "_BLOCKSTORE_COMPLETE" in capsys.readouterr().out
+
+
+def test_copying_is_between_files_and_a_bucket(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["cp", "-r", "a", "b"]) == 64
+    assert main.run(["cp", "-r", "a:x", "b:y"]) == 64
+    assert "exactly one of the two" in capsys.readouterr().err
