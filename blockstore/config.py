@@ -30,6 +30,17 @@ FRAGMENT_LOG_BYTES = 1 * MiB
 INLINE_BYTES_MAX = 128 * KiB
 """Values up to this ride in the journal record (DESIGN section 5)."""
 
+# --- disks
+
+DISK_QUEUED_BYTES_MAX = 64 * MiB
+"""Appends taken and not yet on one disk; beyond it the answer is Busy. A tenth of a second of a fast disk."""
+
+DISK_QUEUED_APPENDS_MAX = 4_096
+"""The same in appends: small ones cost memory too."""
+
+DISK_QUEUED_READS_MAX = 1_024
+"""Reads waiting for one disk's threads."""
+
 # --- wire
 
 FRAME_HEADER_BYTES_MAX = 1 * MiB
@@ -156,9 +167,6 @@ CONTROL_REQUESTS_REMEMBERED = 4_096
 
 CONTROL_KEY_BYTES_MAX = 256
 CONTROL_KEYS_MAX = 1_024
-CONTROL_TRANSACTION_BYTES_MAX = 768 * KiB
-"""A transaction travels in one frame's header."""
-
 CONTROL_CALLS_MAX = 256
 """Requests to control under way or waiting at one node; the next is answered Busy."""
 
@@ -182,10 +190,9 @@ VOTER_LAG_ENTRIES_MAX = 1_000
 GROUPS_PER_DISK = 20
 """A lost disk's data is rebuilt from, and new chunks spread over, so many groups' other members."""
 
-GROUPS_MAX = 2_048
-"""Of one policy: 36 KB of table under ec(4,2), and a group for each third disk of a thousand."""
-
-assert CONTROL_TRANSACTION_BYTES_MAX < FRAME_HEADER_BYTES_MAX
+GROUP_MEMBERS_MAX = 12_000
+"""Of all groups of one policy together: 3 bytes each and one to a group, so a table fits into one command of the log.
+Up to 600 disks each have their GROUPS_PER_DISK."""
 
 # --- consensus
 

@@ -293,6 +293,14 @@ class File(Protocol):
         """Fill `into` in a worker thread. Reading past the end is DiskFailed."""
         ...
 
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill `into`; blocking, for start-up. Reading past the end is DiskFailed."""
+        ...
+
+    def write(self, writes: Sequence[Write]) -> None:
+        """Write, then fdatasync; blocking, for start-up, when nothing else is under way on this file."""
+        ...
+
     def close(self) -> None:
         """Synchronous; waits for what is under way."""
         ...
@@ -330,4 +338,8 @@ class Disk(Protocol):
 
     def remove(self, name: str) -> None:
         """Unlink and sync the directory; no error when missing."""
+        ...
+
+    def submit_remove(self, name: str, on_done: Callable[[BlockStoreError | None], None]) -> None:
+        """`remove` in a worker thread: freeing 64 MiB of blocks takes the file system a while."""
         ...
