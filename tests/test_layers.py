@@ -22,7 +22,7 @@ FACADES = {"blockstore/__init__.py", "blockstore/aio.py"}
 TRIO_LAYERS = {"runtime", "daemon", "api", "gateway"}
 """Elsewhere only `*_shell.py` may know trio: what decides is pure."""
 
-COMMAND_IMPORTS = {"", "aio", "errors", "ids", "config", "daemon"}
+COMMAND_IMPORTS = {"", "aio", "api", "errors", "ids", "config", "daemon"}
 """What the command may use of the library: the public API, errors, units, and the daemons it starts."""
 
 LIBRARY = sorted((ROOT / "blockstore").rglob("*.py"))

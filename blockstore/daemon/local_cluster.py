@@ -40,10 +40,10 @@ STOP_SECONDS_MAX = 10.0
 
 LOG_LINES_SHOWN = 15
 
-FIRST_PORT = 7440
-"""Node i listens on first + 2 i, its bus on the port after that."""
+USUAL_PORT = 7440
+"""The first that `blockstore dev` tries. Node i listens on the first port + 2 i, its bus on the one after."""
 
-PORTS_BELOW = 32_000
+PORTS_FROM, PORTS_BELOW = 10_000, 32_000
 """Linux gives out higher ones to outgoing connections, which could take a killed daemon's port from it."""
 
 
@@ -172,7 +172,7 @@ class LocalCluster:
     ) -> LocalCluster:
         """Make a cluster in an empty or missing directory, and start it: every node is running and ready.
 
-        Each node is a zone of its own. `first_port` None: a free run of ports, FIRST_PORT's if that is free.
+        Each node is a zone of its own. `first_port` None: a free run of ports drawn at random.
         """
         if n_nodes < 1:
             raise InvalidRequest(f"A cluster has at least 1 node, not {n_nodes}.")
@@ -181,7 +181,7 @@ class LocalCluster:
             raise NotAStore(
                 str(directory), "it holds something else, or a cluster whose making was interrupted"
             )
-        first_port = _free_ports(2 * n_nodes) if first_port is None else first_port
+        first_port = free_ports(n_nodes) if first_port is None else first_port
         cluster = cls(directory, security, [])
         try:
             for index in range(n_nodes):
@@ -304,10 +304,12 @@ class LocalCluster:
         part.replace(self.directory / "cluster.json")
 
 
-def _free_ports(n_ports: int) -> int:
-    """The first of `n_ports` free ports in a row: FIRST_PORT's run, else one drawn at random."""
+def free_ports(n_nodes: int, preferred: int | None = None) -> int:
+    """The first of two free ports in a row for each node: `preferred` if it is one, else drawn at random."""
+    n_ports = 2 * n_nodes
     chance = random.Random()
-    for first in (FIRST_PORT, *(chance.randrange(10_000, PORTS_BELOW - n_ports, 2) for _ in range(100))):
+    drawn = (chance.randrange(PORTS_FROM, PORTS_BELOW - n_ports, 2) for _ in range(100))
+    for first in drawn if preferred is None else (preferred, *drawn):
         with suppress(AddressInUse), _holding(first, n_ports):
             return first
     raise AddressInUse(f"127.0.0.1, {n_ports} ports in a row")

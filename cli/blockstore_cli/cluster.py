@@ -86,10 +86,11 @@ def init(
 @click.option("--zone", default="", metavar="A/B/C", help="Where it stands: room/rack/host.")
 def join(directory: Path, listen: str, bus_port: int | None, disks: tuple[Path, ...], zone: str) -> None:
     """Bring this machine into the cluster that --store names, as a new node whose files are in DIRECTORY."""
+    known = settings().cluster()
     node = setup.join_cluster(
         directory,
-        store=settings().location(),
-        credentials=Path(settings().credentials_file() or ""),
+        store="tcp://" + ",".join(f"{seed.host}:{seed.port}" for seed in known.seeds),
+        credentials=Path(known.credentials) if known.credentials else None,
         listen=listen,
         bus_port=bus_port,
         disks=disks,

@@ -42,7 +42,7 @@ def run(program: Callable[[], Awaitable[Result]]) -> Result:
 async def upload(settings: Settings, place: Place, uploads: list[Upload]) -> Progress:
     """Put every file. What is already there is overwritten: an interrupted copy may simply be repeated."""
     progress = Progress("copied", len(uploads), sum(item.size for item in uploads))
-    async with opened(settings) as store:
+    async with settings.open_async() as store:
         bucket = await store.bucket(place.bucket)
 
         async def put(item: Upload) -> None:
@@ -59,7 +59,7 @@ async def upload(settings: Settings, place: Place, uploads: list[Upload]) -> Pro
 
 async def list_downloads(settings: Settings, place: Place) -> tuple[list[Download], Refused]:
     """Plan the copy of everything below `place`."""
-    async with opened(settings) as store:
+    async with settings.open_async() as store:
         source = await reading(store, place)
         found = [(entry.name, entry.size) async for entry in source.list(prefix=as_folder(place.name))]
     return plan_downloads(found, place.name)
@@ -67,7 +67,7 @@ async def list_downloads(settings: Settings, place: Place) -> tuple[list[Downloa
 
 async def download(settings: Settings, place: Place, downloads: list[Download], target: Path) -> Progress:
     progress = Progress("copied", len(downloads), sum(item.size for item in downloads))
-    async with opened(settings) as store:
+    async with settings.open_async() as store:
         source = await reading(store, place)
         with TargetTree(target) as tree:
 
@@ -115,13 +115,6 @@ def batches(downloads: Iterable[Download]) -> Iterator[list[Download]]:
         n_bytes += item.size
     if batch:
         yield batch
-
-
-def opened(settings: Settings) -> aio.Store:
-    """The store that the settings name, for `async with`."""
-    if settings.is_cluster():
-        return aio.connect(settings.location(), credentials=settings.credentials_file())
-    return aio.open(settings.directory())
 
 
 async def reading(store: aio.Store, place: Place) -> aio.Bucket | aio.SnapshotView:

@@ -13,7 +13,7 @@ from types import FrameType
 import click
 
 import blockstore
-from blockstore.daemon.local_cluster import LocalCluster
+from blockstore.daemon.local_cluster import USUAL_PORT, LocalCluster, free_ports
 from blockstore.errors import BlockStoreError, InvalidRequest, Unavailable
 from blockstore_cli.output import answer, note
 from blockstore_cli.settings import LocalCommand, example
@@ -75,7 +75,9 @@ def _started(directory: Path, n_nodes: int | None, plain: bool, port: int | None
     """A new cluster, or the one that is there: then its size and security are what they are."""
     if not LocalCluster.exists(directory):
         security = "plain" if plain else "tls"
-        with LocalCluster.create(directory, n_nodes or 3, security=security, first_port=port) as cluster:
+        n_nodes = n_nodes or 3
+        first = port or free_ports(n_nodes, preferred=USUAL_PORT)
+        with LocalCluster.create(directory, n_nodes, security=security, first_port=first) as cluster:
             yield cluster
         return
     with LocalCluster.open(directory) as cluster:

@@ -1,21 +1,19 @@
 """Which store a command means, with what credential, and how it shall answer.
 
-In this order: the option, the environment (BLOCKSTORE, BLOCKSTORE_CREDENTIALS), the file
-~/.config/blockstore/config.toml. The options may stand before or after the noun.
+The options may stand before or after the noun; what they leave open, `blockstore.api.location` looks up in
+the environment and in the configuration file.
 """
 
 from __future__ import annotations
 
-import os
-import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 import blockstore
+from blockstore import aio
+from blockstore.api.location import Cluster, Directories, resolve
 from blockstore.errors import InvalidRequest
 
 Kept = TypeVar("Kept")
@@ -27,34 +25,36 @@ class Settings:
     credentials: str = ""
     json: bool = False
 
-    def location(self) -> str:
-        """The store that was named; InvalidRequest, with the ways to name one, when none was."""
-        found = self.store or os.environ.get("BLOCKSTORE", "") or _config_file().get("store", "")
-        if not found:
+    def place(self) -> Directories | Cluster:
+        """The store that is meant; InvalidRequest when none was named. The library makes a store of a missing
+        directory; a command whose argument was misspelt must not."""
+        found = resolve(self.store or None, self.credentials or None)
+        if isinstance(found, Directories):
+            for path in found.paths:
+                if not path.is_dir():
+                    raise InvalidRequest(
+                        f"There is no directory {path}; make it first, or say tcp://host:port."
+                    )
+        return found
+
+    def cluster(self) -> Cluster:
+        """For what only a cluster can do."""
+        found = self.place()
+        if isinstance(found, Directories):
             raise InvalidRequest(
-                "Which store? Say --store DIRECTORY or --store tcp://host:port, or export BLOCKSTORE."
+                f"{found.paths[0]} is an embedded store; this needs a cluster, tcp://host:port."
             )
         return found
 
-    def credentials_file(self) -> str | None:
-        found = self.credentials or os.environ.get("BLOCKSTORE_CREDENTIALS", "")
-        return found or _config_file().get("credentials") or None
-
-    def is_cluster(self) -> bool:
-        return "://" in self.location()
-
     def open(self) -> blockstore.Store:
-        """A context manager."""
-        if self.is_cluster():
-            return blockstore.connect(self.location(), credentials=self.credentials_file())
-        return blockstore.open(self.directory())
+        """For `with`."""
+        self.place()
+        return blockstore.open(self.store or None, credentials=self.credentials or None)
 
-    def directory(self) -> str:
-        """Of an embedded store. `blockstore.open` makes a missing one; a name that was misspelt must not."""
-        found = self.location()
-        if not Path(found).is_dir():
-            raise InvalidRequest(f"There is no directory {found}; make it first, or say tcp://host:port.")
-        return found
+    def open_async(self) -> aio.Store:
+        """For `async with`."""
+        self.place()
+        return aio.open(self.store or None, credentials=self.credentials or None)
 
 
 def settings() -> Settings:
@@ -109,26 +109,7 @@ def _kept(flag: str, name: str, **attributes: Any) -> click.Option:
 
     def keep(context: click.Context, _: click.Parameter, value: Kept) -> Kept:
         if value:
-            root = context.find_root()
-            setattr(root.ensure_object(Settings), name, value)
+            setattr(context.find_root().ensure_object(Settings), name, value)
         return value
 
-    callback: Callable[[click.Context, click.Parameter, Any], Any] = keep
-    return click.Option([flag], expose_value=False, callback=callback, **attributes)
-
-
-def _config_file() -> dict[str, str]:
-    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    path = Path(folder) / "blockstore" / "config.toml"
-    try:
-        values = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InvalidRequest(f"{path} cannot be read: {error}.") from error
-    unknown = sorted(values.keys() - {"store", "credentials"})
-    if unknown:
-        raise InvalidRequest(
-            f"{path} has {', '.join(unknown)}; only store and credentials mean something there."
-        )
-    return {name: str(value) for name, value in values.items()}
+    return click.Option([flag], expose_value=False, callback=keep, **attributes)

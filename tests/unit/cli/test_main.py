@@ -44,7 +44,7 @@ def test_help_says_what_it_does_and_a_verb_has_an_example(
     text = capsys.readouterr().out
     assert text.startswith(f"Usage: {' '.join(('blockstore', *path))}")
     if "Commands:" not in text:
-        assert f"Example:\n  blockstore {' '.join(path)}" in text
+        assert f"Example:\n    blockstore {' '.join(path)}" in text
         assert "--json" in text
 
 
@@ -58,7 +58,7 @@ def test_a_line_that_makes_no_sense_is_a_usage_error(line: str, capsys: pytest.C
 
 def test_without_a_store_the_ways_to_name_one_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["ls"]) == InvalidRequest.exit_code
-    assert "--store DIRECTORY" in capsys.readouterr().err
+    assert "Which store?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -81,39 +81,13 @@ def test_a_directory_that_is_not_there_is_not_made(
     assert not (tmp_path / "typo").exists()
 
 
-def test_the_option_comes_before_the_environment_and_that_before_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "config" / "blockstore"
-    folder.mkdir(parents=True)
-    (folder / "config.toml").write_text('store = "tcp://file:1"\ncredentials = "file.pem"\n')
-    assert (Settings().location(), Settings().credentials_file()) == ("tcp://file:1", "file.pem")
-    monkeypatch.setenv("BLOCKSTORE", "tcp://environment:1")
-    monkeypatch.setenv("BLOCKSTORE_CREDENTIALS", "environment.pem")
-    assert (Settings().location(), Settings().credentials_file()) == (
-        "tcp://environment:1",
-        "environment.pem",
-    )
-    chosen = Settings("tcp://option:1", "option.pem")
-    assert (chosen.location(), chosen.credentials_file()) == ("tcp://option:1", "option.pem")
-
-
-@pytest.mark.parametrize("text", ["store = ", 'stroe = "x"'])
-def test_a_config_file_that_is_wrong_is_said(text: str, tmp_path: Path) -> None:
-    folder = tmp_path / "config" / "blockstore"
-    folder.mkdir(parents=True)
-    (folder / "config.toml").write_text(text)
-    with pytest.raises(InvalidRequest, match=r"config\.toml"):
-        Settings().location()
-
-
 def test_ctrl_c_is_130_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(self: Settings) -> str:
+    def interrupted(self: Settings) -> object:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Settings, "location", interrupted)
+    monkeypatch.setattr(Settings, "place", interrupted)
     assert main.run(["ls"]) == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -121,10 +95,10 @@ def test_ctrl_c_is_130_without_a_traceback(
 def test_errors_of_the_store_give_sentence_next_step_and_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def missing(self: Settings) -> str:
+    def missing(self: Settings) -> object:
         raise NotFound("bucket 'photos'")
 
-    monkeypatch.setattr(Settings, "location", missing)
+    monkeypatch.setattr(Settings, "place", missing)
     assert main.run(["ls", "photos"]) == 66
     assert capsys.readouterr().err == f"There is no bucket 'photos'.\n{NotFound.next_step}\n"
 
