@@ -1,0 +1,219 @@
+"""Answers the fragment messages of `codec/messages.py` for the disks of one node.
+
+`handle` runs in the trio thread and never waits: what must wait is answered from a callback. A fence is one
+for the whole node: it is told when at least one disk remembers it durably, and a disk that cannot (its file
+of fences failed) takes no writes any more; at the next start each disk adopts what the others remember.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from blockstore import config
+from blockstore.codec.checksum import crc32c
+from blockstore.codec.messages import (
+    Appended,
+    AppendFragment,
+    DeleteFragment,
+    Failed,
+    Fence,
+    Fenced,
+    FragmentData,
+    FragmentList,
+    FragmentState,
+    ListFragments,
+    Ok,
+    ReadFragments,
+    SealFragment,
+)
+from blockstore.errors import BlockStoreError, InvalidRequest, NotFound, PermissionDenied, StaleEpoch, to_wire
+from blockstore.ids import DiskId, VolumeId
+from blockstore.node.disk_shell import DiskShell
+from blockstore.runtime.interfaces import Clock, IncomingCall
+
+RANGES_MAX = 4_096
+"""Ranges of one read: each may cost an answer of some bytes, and the whole answer one frame."""
+
+_ROLES: dict[type[Any], tuple[str, ...]] = {
+    AppendFragment: ("node", "admin", "write"),
+    ReadFragments: ("node", "admin", "write", "read"),
+    Fence: ("node",),
+    SealFragment: ("node", "admin", "write"),
+    DeleteFragment: ("node",),
+    ListFragments: ("node", "admin"),
+}
+
+
+class FragmentServer:
+    def __init__(self, disks: Mapping[DiskId, DiskShell], clock: Clock) -> None:
+        self.disks = disks
+        self._clock = clock
+        self._answer: dict[type[Any], Callable[[IncomingCall, Any], None]] = {
+            AppendFragment: self._append,
+            ReadFragments: self._read,
+            Fence: self._fence,
+            SealFragment: self._seal,
+            DeleteFragment: self._delete,
+            ListFragments: self._list,
+        }
+        highest = dict[VolumeId, int]()
+        for disk in disks.values():
+            for volume, epoch in disk.all_highest().items():
+                highest[volume] = max(epoch, highest.get(volume, 0))
+        for disk in disks.values():
+            disk.adopt_fences(highest)
+
+    def handle(self, call: IncomingCall) -> bool:
+        """Whether the message is one of ours; then it is or will be answered."""
+        message: object = call.message
+        kind = type(message)
+        answer = self._answer.get(kind)
+        if answer is None:
+            return False
+        if call.peer.role not in _ROLES[kind]:
+            call.payload.release()
+            call.fail(PermissionDenied(f"{call.peer} may not send {kind.__name__}"))
+            return True
+        if kind is not AppendFragment:
+            call.payload.release()
+        answer(call, message)
+        return True
+
+    def _append(self, call: IncomingCall, message: AppendFragment) -> None:
+        disk = self.disks.get(message.disk)
+        if disk is None:
+            call.payload.release()
+            call.fail(_no_disk(message.disk))
+            return
+        payload = call.payload
+        if len(payload) > config.APPEND_BYTES_MAX:
+            payload.release()
+            call.fail(InvalidRequest(f"an append takes {config.APPEND_BYTES_MAX} bytes at most"))
+            return
+
+        def done(outcome: int | BlockStoreError) -> None:
+            payload.release()
+            if isinstance(outcome, int):
+                call.answer(Appended(outcome))
+            else:
+                call.fail(outcome)
+
+        disk.append(
+            message.chunk, message.epoch, message.offset, payload.view, message.crc, message.create, done
+        )
+
+    def _read(self, call: IncomingCall, message: ReadFragments) -> None:
+        ranges = message.ranges
+        if len(ranges) > RANGES_MAX or sum(each.length for each in ranges) > config.FRAME_PAYLOAD_BYTES_MAX:
+            call.fail(InvalidRequest("that is more than one answer may carry"))
+            return
+        found: list[memoryview | BlockStoreError | None] = []
+        waiting = list[int]()
+        for position, each in enumerate(ranges):
+            disk = self.disks.get(each.disk)
+            try:
+                if disk is None:
+                    raise _no_disk(each.disk)
+                data = disk.read_now(each.chunk, each.offset, each.length)
+            except BlockStoreError as error:
+                found.append(error)
+                continue
+            if data is None:
+                waiting.append(position)
+            found.append(data)
+        if not waiting:
+            _answer_read(call, found)
+            return
+        left = len(waiting)
+
+        def one_done(position: int, outcome: memoryview | BlockStoreError) -> None:
+            nonlocal left
+            found[position] = outcome
+            left -= 1
+            if left == 0:
+                _answer_read(call, found)
+
+        for position in waiting:
+            each = ranges[position]
+            self.disks[each.disk].submit_read(
+                each.chunk, each.offset, each.length, partial(one_done, position)
+            )
+
+    def _fence(self, call: IncomingCall, message: Fence) -> None:
+        highest = max((disk.highest_epoch(message.volume) for disk in self.disks.values()), default=0)
+        if message.epoch < highest:
+            call.fail(StaleEpoch(message.volume, message.epoch, highest))
+            return
+        states = list[FragmentState]()
+        left, n_told = len(self.disks), 0
+        failed: BlockStoreError | None = None
+
+        def one_done(disk: DiskShell, outcome: tuple[FragmentState, ...] | BlockStoreError) -> None:
+            nonlocal left, n_told, failed
+            left -= 1
+            if isinstance(outcome, BlockStoreError):
+                failed = outcome
+                states.extend(disk.states(message.chunks))  # it takes no writes: they cannot change
+            else:
+                n_told += 1
+                states.extend(outcome)
+            if left == 0:
+                if n_told or failed is None:
+                    call.answer(Fenced(tuple(states)))
+                else:
+                    call.fail(failed)
+
+        if not self.disks:
+            call.answer(Fenced(()))
+        for disk in self.disks.values():
+            disk.fence(message.volume, message.epoch, message.chunks, partial(one_done, disk))
+
+    def _seal(self, call: IncomingCall, message: SealFragment) -> None:
+        disk = self.disks.get(message.disk)
+        if disk is None:
+            call.fail(_no_disk(message.disk))
+        else:
+            disk.seal(message.chunk, message.epoch, message.length, partial(_answer_ok, call))
+
+    def _delete(self, call: IncomingCall, message: DeleteFragment) -> None:
+        disk = self.disks.get(message.disk)
+        if disk is None:
+            call.fail(_no_disk(message.disk))
+        else:
+            disk.delete(message.chunk, message.epoch, partial(_answer_ok, call))
+
+    def _list(self, call: IncomingCall, message: ListFragments) -> None:
+        disk = self.disks.get(message.disk)
+        if disk is None:
+            call.fail(_no_disk(message.disk))
+            return
+        states, complete = disk.list(message.after, min(message.limit, 10_000))
+        call.answer(FragmentList(states, complete))
+
+
+def _answer_ok(call: IncomingCall, error: BlockStoreError | None) -> None:
+    if error is None:
+        call.answer(Ok())
+    else:
+        call.fail(error)
+
+
+def _answer_read(call: IncomingCall, found: list[memoryview | BlockStoreError | None]) -> None:
+    crcs = list[int]()
+    failed = dict[int, Failed]()
+    payload = list[memoryview]()
+    for position, outcome in enumerate(found):
+        if isinstance(outcome, memoryview):
+            crcs.append(crc32c(outcome))
+            payload.append(outcome)
+        else:
+            assert outcome is not None
+            crcs.append(0)
+            failed[position] = Failed(*to_wire(outcome))
+    call.answer(FragmentData(tuple(crcs), failed), payload)
+
+
+def _no_disk(disk: DiskId) -> NotFound:
+    return NotFound(f"disk {disk} on this node")

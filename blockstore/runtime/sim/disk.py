@@ -1,0 +1,449 @@
+"""A disk in memory that fails in every way a disk may, from one seed.
+
+What was written and what was synced are kept apart, sector by sector. `crash` is the power failing: of what
+was not synced, each sector keeps a prefix of what was written to it, chosen by chance (the page cache
+writes whole pages, in any order), and files and names whose directory was not synced may be gone. A sync
+that fails drops the cached pages' dirt like Linux does: the bytes can still be read, some were never
+stored, and the next sync "succeeds".
+
+Everything happens in `step`: one submitted write, one sync, one read. A test may drive it by hand and cut
+the power between any two steps (`cut_after`), or run `serve` under trio, where each step takes a while on
+the given clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from typing import Literal
+
+import trio
+
+from blockstore.errors import BlockStoreError, DiskFailed, NoSpace, NotFound
+from blockstore.ids import GiB
+from blockstore.runtime.interfaces import Clock, File, Write
+
+OnDone = Callable[[BlockStoreError | None], None]
+
+SECTOR_BYTES = 512
+PAGE_BYTES = 4096
+
+
+class PowerLost(Exception):
+    """The moment that `cut_after` chose. Nothing that runs on this disk goes on; call `crash` and open it
+    again."""
+
+
+@dataclass(slots=True)
+class _Content:
+    """One file: pages that are stored, and writes that are only cached. A page not there is zeros."""
+
+    size: int
+    stored: dict[int, bytearray] = field(default_factory=dict[int, bytearray])
+    cached: dict[int, bytearray] = field(default_factory=dict[int, bytearray])
+    dirty: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
+    named: bool = False  # its directory entry is durable
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.dirty.append((offset, data))
+        _put(self.cached, offset, data)
+
+    def sync(self) -> None:
+        for offset, data in self.dirty:
+            _put(self.stored, offset, data)
+        self.dirty.clear()
+
+    def lose(self, rng: Random) -> None:
+        """Store of each dirty sector a prefix of its writes; all, none or some of it everywhere."""
+        mood = rng.choice(("none", "some", "some", "all"))
+        history = dict[int, list[tuple[int, bytes]]]()
+        for offset, data in self.dirty:
+            for sector in range(offset // SECTOR_BYTES, -(-(offset + len(data)) // SECTOR_BYTES)):
+                start = max(offset, sector * SECTOR_BYTES)
+                end = min(offset + len(data), (sector + 1) * SECTOR_BYTES)
+                history.setdefault(sector, []).append((start, data[start - offset : end - offset]))
+        for writes in history.values():
+            n = {"none": 0, "some": rng.randint(0, len(writes)), "all": len(writes)}[mood]
+            for start, data in writes[:n]:
+                _put(self.stored, start, data)
+        self.dirty.clear()
+
+    def forget_cache(self) -> None:
+        self.dirty.clear()
+        self.cached = {page: bytearray(content) for page, content in self.stored.items()}
+
+
+def _put(pages: dict[int, bytearray], offset: int, data: bytes) -> None:
+    at = 0
+    while at < len(data):
+        page, inside = divmod(offset + at, PAGE_BYTES)
+        n = min(PAGE_BYTES - inside, len(data) - at)
+        content = pages.get(page)
+        if content is None:
+            content = pages[page] = bytearray(PAGE_BYTES)
+        content[inside : inside + n] = data[at : at + n]
+        at += n
+
+
+def _get(pages: dict[int, bytearray], offset: int, into: memoryview) -> None:
+    at = 0
+    while at < len(into):
+        page, inside = divmod(offset + at, PAGE_BYTES)
+        n = min(PAGE_BYTES - inside, len(into) - at)
+        content = pages.get(page)
+        into[at : at + n] = bytes(n) if content is None else content[inside : inside + n]
+        at += n
+
+
+@dataclass(slots=True)
+class _Fault:
+    operation: Literal["write", "sync", "read"]
+    name: str | None
+    error: BlockStoreError
+    left: int  # operations that still succeed
+
+
+class SimDisk:
+    """`interfaces.Disk`, deterministic in `rng` and in what it is asked."""
+
+    def __init__(
+        self,
+        rng: Random,
+        clock: Clock | None = None,
+        *,
+        path: str = "sim",
+        capacity_bytes: int = 64 * GiB,
+        latency_seconds: tuple[float, float] = (0.000_05, 0.000_5),
+    ) -> None:
+        self.rng = rng
+        self._clock = clock
+        self._path = path
+        self.capacity_bytes = capacity_bytes
+        self._latency = latency_seconds
+        self._files: dict[str, _Content] = {}
+        self._removed: dict[str, _Content] = {}  # whose removal is not durable yet
+        self._faults: list[_Fault] = []
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._life = 0  # handles of an earlier one are dead
+        self._stalled_until = 0.0
+        self._work: trio.Event | None = None
+        self.n_steps = 0
+        self._steps_left = -1
+
+    # --- what tests do to it
+
+    def cut_after(self, n_steps: int) -> None:
+        """Raise PowerLost instead of the step that comes after `n_steps` more."""
+        self._steps_left = n_steps
+
+    def crash(self, rng: Random | None = None) -> None:
+        """Power fails and comes back: unsynced writes are lost in part, all handles and queues are gone."""
+        rng = rng or self.rng
+        for name, content in list(self._files.items()):
+            if not content.named and rng.random() < 0.5:
+                del self._files[name]
+                continue
+            content.lose(rng)
+            content.forget_cache()
+            content.named = True
+        for name, content in self._removed.items():
+            if name not in self._files and rng.random() < 0.5:
+                content.lose(rng)
+                content.forget_cache()
+                self._files[name] = content
+        self._removed.clear()
+        self._jobs.clear()
+        self._faults.clear()
+        self._life += 1
+        self._steps_left = -1
+
+    def inject(
+        self,
+        operation: Literal["write", "sync", "read"],
+        error: BlockStoreError,
+        name: str | None = None,
+        after: int = 0,
+    ) -> None:
+        """Fail one operation (on file `name`, or on any) with `error`, after `after` that succeed."""
+        self._faults.append(_Fault(operation, name, error, after))
+
+    def flip(self, name: str, offset: int, mask: int = 1) -> None:
+        """Rot: change stored and cached bits alike."""
+        self.overwrite(name, offset, bytes([self.peek(name, offset, 1)[0] ^ mask]))
+
+    def overwrite(self, name: str, offset: int, data: bytes) -> None:
+        """A misdirected write: bytes that nobody meant to put there, stored and cached."""
+        content = self._files[name]
+        _put(content.stored, offset, data)
+        _put(content.cached, offset, data)
+
+    def peek(self, name: str, offset: int, length: int) -> bytes:
+        into = bytearray(length)
+        _get(self._files[name].cached, offset, memoryview(into))
+        return bytes(into)
+
+    def stall(self, seconds: float) -> None:
+        """Answer nothing until then."""
+        assert self._clock is not None
+        self._stalled_until = self._clock.now() + seconds
+
+    # --- running
+
+    def step(self) -> bool:
+        """Do the next operation; False when nothing is waiting."""
+        if not self._jobs:
+            return False
+        self._jobs.popleft()()
+        return True
+
+    def settle(self) -> None:
+        """Do all that waits, and what comes of it."""
+        while self.step():
+            pass
+
+    async def serve(self) -> None:
+        """Run for ever, each step taking its time."""
+        clock = self._clock
+        assert clock is not None
+        while True:
+            if not self._jobs:
+                self._work = trio.Event()
+                await self._work.wait()
+            pause = self.rng.uniform(*self._latency)
+            await clock.sleep_until(max(clock.now() + pause, self._stalled_until))
+            self.step()
+
+    def enqueue(self, job: Callable[[], None]) -> None:
+        self._jobs.append(job)
+        if self._work is not None:
+            self._work.set()
+
+    def tick(self) -> None:
+        """Here the power may fail."""
+        if self._steps_left == 0:
+            raise PowerLost
+        self._steps_left -= 1
+        self.n_steps += 1
+
+    def check(self, operation: Literal["write", "sync", "read"], name: str) -> None:
+        for fault in self._faults:
+            if fault.operation == operation and fault.name in (None, name):
+                if fault.left == 0:
+                    self._faults.remove(fault)
+                    raise fault.error
+                fault.left -= 1
+                return
+
+    def will_fail(self, operation: Literal["write", "sync", "read"], name: str) -> bool:
+        return any(fault.operation == operation and fault.name in (None, name) for fault in self._faults)
+
+    @property
+    def life(self) -> int:
+        return self._life
+
+    # --- Disk
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def free_bytes(self) -> int:
+        return max(0, self.capacity_bytes - sum(content.size for content in self._files.values()))
+
+    def names(self, sub: str = "") -> list[str]:
+        prefix = f"{sub}/" if sub else ""
+        inside = [name.removeprefix(prefix) for name in self._files if name.startswith(prefix)]
+        return sorted(name for name in inside if "/" not in name)
+
+    def open(self, name: str, size: int | None = None) -> File:
+        if name not in self._files:
+            if size is None:
+                raise NotFound(f"file {name} on {self._path}")
+            self._claim(size)
+            self.tick()
+            self._files[name] = _Content(size)
+            self.tick()
+            self._files[name].named = True
+        return SimFile(self, name, self._files[name])
+
+    def submit_open(self, name: str, size: int, on_done: Callable[[File | BlockStoreError], None]) -> None:
+        def job() -> None:
+            try:
+                file = self.open(name, size)
+            except BlockStoreError as error:
+                on_done(error)
+            else:
+                on_done(file)
+
+        self.enqueue(job)
+
+    def read_file(self, name: str) -> bytes | None:
+        content = self._files.get(name)
+        return None if content is None else self.peek(name, 0, content.size)
+
+    def replace_file(self, name: str, content: bytes) -> None:
+        self._claim(len(content))
+        self.tick()  # what the temporary file holds is lost without a trace
+        fresh = _Content(len(content), named=True)
+        fresh.write(0, content)
+        fresh.sync()
+        old = self._files.get(name)
+        if old is not None:
+            self._removed[name] = old
+        self._files[name] = fresh
+        fresh.named = False
+        try:
+            self.tick()
+        except PowerLost:
+            if old is not None and self.rng.random() < 0.5:
+                self._files[name] = old
+            raise
+        fresh.named = True
+        self._removed.pop(name, None)
+
+    def remove(self, name: str) -> None:
+        content = self._files.get(name)
+        if content is None:
+            return
+        self.tick()
+        self._removed[name] = self._files.pop(name)
+        self.tick()
+        del self._removed[name]
+
+    def submit_remove(self, name: str, on_done: OnDone) -> None:
+        def job() -> None:
+            self.remove(name)
+            on_done(None)
+
+        self.enqueue(job)
+
+    def _claim(self, size: int) -> None:
+        if size > self.free_bytes():
+            raise NoSpace(self._path)
+
+
+class SimFile:
+    """`interfaces.File`; made by `SimDisk.open`."""
+
+    def __init__(self, disk: SimDisk, name: str, content: _Content) -> None:
+        self._disk = disk
+        self._name = name
+        self._content = content
+        self._life = disk.life
+        self._queue: list[tuple[Sequence[Write], OnDone]] = []
+        self._batch: list[tuple[Sequence[Write], OnDone]] = []
+        self._busy = False
+        self._error: BlockStoreError | None = None
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def submit(self, writes: Sequence[Write], on_done: OnDone) -> None:
+        assert self._life == self._disk.life, "a handle from before the crash"
+        self._queue.append((writes, on_done))
+        if not self._busy:
+            self._busy = True
+            self._disk.enqueue(self._begin)
+
+    def _begin(self) -> None:
+        """Take all that waits; each of its writes is a step, then the sync."""
+        self._batch, self._queue = self._queue, []
+        for writes, _ in self._batch:
+            for write in writes:
+                self._disk.enqueue(partial(self._write, write))
+        self._disk.enqueue(self._sync)
+
+    def _write(self, write: Write) -> None:
+        self._disk.tick()
+        with self._failing():
+            self._disk.check("write", self._name)
+            if self._error is None:
+                self._content.write(write.offset, b"".join(write.buffers))
+
+    def _sync(self) -> None:
+        self._disk.tick()
+        with self._failing():
+            self._sync_content()
+        batch, self._batch = self._batch, []
+        if self._queue:
+            self._disk.enqueue(self._begin)
+        else:
+            self._busy = False
+        outcome = self._error
+        for _, on_done in batch:
+            on_done(outcome)
+
+    def _sync_content(self) -> None:
+        if self._error is None:
+            try:
+                self._disk.check("sync", self._name)
+            except BlockStoreError:
+                self._content.lose(self._disk.rng)
+                raise
+            self._content.sync()
+
+    @contextmanager
+    def _failing(self) -> Generator[None]:
+        try:
+            yield
+        except BlockStoreError as error:
+            self._error = self._error or error
+
+    def write(self, writes: Sequence[Write]) -> None:
+        assert self._life == self._disk.life, "a handle from before the crash"
+        for write in writes:
+            self._write(write)
+        self._disk.tick()
+        with self._failing():
+            self._sync_content()
+        if self._error is not None:
+            raise self._error
+
+    def read_now(self, offset: int, into: memoryview) -> bool:
+        if (
+            self._closed
+            or offset + len(into) > self._content.size
+            or self._disk.will_fail("read", self._name)
+        ):
+            return False  # submit_read says why
+        if self._disk.rng.random() < 0.02:
+            return False  # not in the cache after all
+        _get(self._content.cached, offset, into)
+        return True
+
+    def read(self, offset: int, into: memoryview) -> None:
+        if self._closed:
+            raise DiskFailed(self._name, "closed")
+        self._read(offset, into)
+
+    def _read(self, offset: int, into: memoryview) -> None:
+        self._disk.check("read", self._name)
+        if offset + len(into) > self._content.size:
+            raise DiskFailed(self._name, f"ends before byte {offset + len(into)}")
+        _get(self._content.cached, offset, into)
+
+    def submit_read(self, offset: int, into: memoryview, on_done: OnDone) -> None:
+        closed = self._closed
+
+        def job() -> None:
+            try:
+                if closed:
+                    raise DiskFailed(self._name, "closed")
+                self._read(offset, into)
+            except BlockStoreError as error:
+                on_done(error)
+            else:
+                on_done(None)
+
+        self._disk.enqueue(job)
+
+    def close(self) -> None:
+        """What is under way is carried out by the next steps."""
+        self._closed = True
+        self._error = self._error or (None if self._busy else DiskFailed(self._name, "closed"))
