@@ -158,7 +158,7 @@ class LocalCluster:
     def __init__(
         self, directory: Path, security: Literal["tls", "plain"], nodes: Sequence[LocalNode]
     ) -> None:
-        self.directory, self.security, self.nodes = directory, security, list(nodes)
+        self.directory, self.security, self.nodes = directory, security, list(nodes)  # directory is absolute
 
     @classmethod
     def create(
@@ -176,6 +176,7 @@ class LocalCluster:
         """
         if n_nodes < 1:
             raise InvalidRequest(f"A cluster has at least 1 node, not {n_nodes}.")
+        directory = directory.resolve()
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise NotAStore(
@@ -197,6 +198,7 @@ class LocalCluster:
     @classmethod
     def open(cls, directory: Path) -> LocalCluster:
         """One that `create` made; its daemons do not run yet. NotAStore when it is none."""
+        directory = directory.resolve()
         try:
             facts = json.loads((directory / "cluster.json").read_text())
             nodes = [
@@ -270,7 +272,7 @@ class LocalCluster:
         if index == 0:
             setup.init_cluster(
                 directory,
-                name=self.directory.resolve().name or "dev",
+                name=self.directory.name or "dev",
                 listen=address,
                 bus_port=bus_port,
                 disks=disks,

@@ -10,9 +10,13 @@ import click
 
 import blockstore
 from blockstore.daemon import setup
+from blockstore.errors import QuorumLost, Unavailable
 from blockstore_cli.health import node_facts, node_table
 from blockstore_cli.output import answer, note, say, shown, table, when
 from blockstore_cli.settings import LocalCommand, Noun, example, settings
+
+STATUS_SECONDS = 10.0
+"""Whoever asks is waiting, and that nobody answered by then is an answer too."""
 
 FOLLOW_SECONDS = 20.0
 """How long one question for events may be held back: well within what idle connections survive."""
@@ -107,8 +111,8 @@ def status() -> None:
     """One screen of health. Exit code: 0 healthy, 1 degraded, 2 data at risk or nobody answers."""
     try:
         with settings().open() as store:
-            found = store.status()
-    except (blockstore.errors.Unavailable, blockstore.errors.QuorumLost) as error:
+            found = store.status(timeout=STATUS_SECONDS)
+    except (Unavailable, QuorumLost) as error:
         answer({"severity": 2, "sentence": str(error), "facts": [], "nodes": [], "volumes": []})
         if not settings().json:
             note(f"{error}\n{error.next_step}")

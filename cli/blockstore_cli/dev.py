@@ -41,7 +41,7 @@ def dev(n_nodes: int | None, directory: Path | None, plain: bool, port: int | No
             facts,
             f"{len(cluster.nodes)} nodes run, their files in {directory}. In another terminal:\n"
             f"  export BLOCKSTORE={cluster.location}\n"
-            f"  export BLOCKSTORE_CREDENTIALS={cluster.credentials.resolve()}\n"
+            f"  export BLOCKSTORE_CREDENTIALS={cluster.credentials}\n"
             "Ctrl-C stops them.",
         )
         with suppress(KeyboardInterrupt):

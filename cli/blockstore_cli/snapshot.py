@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from blockstore.errors import InvalidRequest
+from blockstore.errors import NotFound
 from blockstore_cli.output import answer, confirm, table, when
 from blockstore_cli.settings import Noun, example, settings
 
@@ -51,7 +51,7 @@ def delete(bucket: str, name: str, yes: bool) -> None:
     with settings().open() as store:
         volume = store.bucket(bucket)
         if name not in [one.name for one in volume.snapshots()]:
-            raise InvalidRequest(f"Bucket {bucket!r} has no snapshot {name!r}; `snapshot list` shows them.")
+            raise NotFound(f"snapshot {name!r} of bucket {bucket!r}")
         confirm(f"Delete snapshot {bucket}@{name}, and what only it holds", yes)
         volume.delete_snapshot(name)
     answer({"bucket": bucket, "deleted": name}, f"Snapshot {bucket}@{name} is deleted.")

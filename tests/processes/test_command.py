@@ -1,0 +1,250 @@
+"""The command on a real cluster: what it answers, what it leaves behind, how it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import blockstore
+from blockstore.daemon.local_cluster import LocalCluster
+from blockstore_cli import main
+
+pytestmark = pytest.mark.usefixtures("configured")
+
+
+class Spoken:
+    """What one call of the command answered."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+class Command:
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+
+    def __call__(self, *arguments: str | Path, code: int = 0) -> Spoken:
+        """Run it and check its exit code."""
+        got = main.run([str(argument) for argument in arguments])
+        sys.stdout.flush()
+        said = self._capfd.readouterr()
+        assert got == code, said.err
+        return Spoken(got, said.out, said.err)
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    return Command(capfd)
+
+
+def test_buckets_are_made_listed_shown_and_deleted(command: Command) -> None:
+    assert command("bucket", "create", "b1", "--policy", "replicated(3)", "--json").json() == {
+        "name": "b1",
+        "policy": "replicated(3)",
+    }
+    assert {"name": "b1", "policy": "replicated(3)"} in command("bucket", "list", "--json").json()["buckets"]
+    shown = command("bucket", "show", "b1", "--json").json()
+    assert (shown["name"], shown["policy"], shown["snapshots"]) == ("b1", "replicated(3)", [])
+    assert "already a bucket 'b1'" in command("bucket", "create", "b1", code=73).err
+    command("bucket", "create", "b1", "--policy", "replicated(3)", "--exist-ok")
+    refused = command("bucket", "delete", "b1", code=64)
+    assert "--yes" in refused.err
+    assert command("bucket", "delete", "b1", "--yes", "--json").json() == {"deleted": "b1"}
+    assert "no bucket 'b1'" in command("ls", "b1", code=66).err
+
+
+@pytest.mark.parametrize("policy", ["raid5", "ec(0,2)", "replicated(0)", "ec(200,100)"])
+def test_a_policy_that_is_none_is_refused(command: Command, policy: str) -> None:
+    command("bucket", "create", "never", "--policy", policy, code=64)
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "a b", "-x", "n" * 200])
+def test_a_name_that_is_none_is_refused(command: Command, name: str) -> None:
+    command("bucket", "create", "--", name, code=64)
+
+
+def test_an_object_comes_back_as_it_went_in(command: Command, tmp_path: Path) -> None:
+    command("bucket", "create", "o1")
+    content = random.Random(1).randbytes(300_000)
+    (tmp_path / "in").write_bytes(content)
+    put = command("put", tmp_path / "in", "o1:a/b", "--meta", "camera=old", "--json").json()
+    assert (put["name"], put["size"], put["metadata"]) == ("a/b", 300_000, {"camera": "old"})
+    command("get", "o1:a/b", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == content
+    command("get", "o1:a/b", tmp_path / "part", "--start", "100000", "--end", "200001")
+    assert (tmp_path / "part").read_bytes() == content[100_000:200_001]
+    command("get", "o1:a/b", tmp_path)  # a directory: under the object's last name
+    assert (tmp_path / "b").read_bytes() == content
+    assert command("put", tmp_path / "in", "o1:a/b", "--if-absent", code=65).err
+    command("put", tmp_path / "in", "o1:a/b", "--if-etag", put["etag"])
+    command("put", tmp_path / "in", "o1:a/b", "--if-etag", put["etag"], code=65)
+
+
+def test_standard_input_and_output_are_files_too(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    command("bucket", "create", "o2")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\n")))
+    command("put", "-", "o2:greeting")
+    assert command("get", "o2:greeting").out == "hello\n"
+
+
+def test_what_is_not_there_is_said(command: Command, tmp_path: Path) -> None:
+    command("bucket", "create", "o3")
+    assert "no object 'x' in bucket 'o3'" in command("get", "o3:x", tmp_path / "x", code=66).err
+    assert not (tmp_path / "x").exists()
+    assert "no bucket 'nowhere'" in command("put", __file__, "nowhere:x", code=66).err
+    assert "no snapshot 's'" in command("ls", "o3@s:", code=66).err
+    assert "No such file" in command("put", tmp_path / "missing", "o3:x", code=64).err
+    command("rm", "o3:x", code=66)
+
+
+def test_listing_shows_folders_or_everything(command: Command) -> None:
+    command("bucket", "create", "l1")
+    for name in ("a", "d/1", "d/2", "e\x1b[2J"):
+        command("put", __file__, f"l1:{name}")
+    assert command("ls", "l1").out == "a\nd/\ne\\x1b[2J\n"
+    assert command("ls", "l1:d/").out == "d/1\nd/2\n"
+    assert [line["name"] for line in command("ls", "-r", "l1", "--json").lines()] == [
+        "a",
+        "d/1",
+        "d/2",
+        "e\x1b[2J",
+    ]
+    assert command("ls", "l1", "--json").lines()[1] == {"prefix": "d/"}
+    assert len(command("ls", "-l", "l1").out.splitlines()) == 3
+    assert "l1" in command("ls").out.split()
+
+
+def test_removing_many_asks(command: Command) -> None:
+    command("bucket", "create", "r1")
+    for name in ("a", "d/1", "d/2"):
+        command("put", __file__, f"r1:{name}")
+    command("rm", "r1:", code=64)
+    command("rm", "-r", "r1:d", code=64)
+    assert command("ls", "-r", "r1").out.split() == ["a", "d/1", "d/2"]
+    assert command("rm", "-r", "r1:d", "--yes", "--json").json() == {"deleted": 2}
+    command("rm", "-r", "r1:d", "--yes", code=66)
+    assert command("ls", "-r", "r1").out.split() == ["a"]
+
+
+def tree_of(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_tree_goes_in_and_comes_back_as_of_a_snapshot(command: Command, tmp_path: Path) -> None:
+    chance = random.Random(2)
+    source = tmp_path / "source"
+    for number in range(60):
+        path = source / f"d{number % 7}" / f"file {number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(chance.randbytes(chance.choice([0, 1, 5_000, 140_000])))
+    (source / "large").write_bytes(chance.randbytes(9_000_000))  # several pieces on the way back
+    command("bucket", "create", "t1")
+    copied = command("cp", "-r", source, "t1:2026", "--json").json()
+    assert (copied["objects"], copied["left_out"]) == (61, [])
+    command("snapshot", "create", "t1", "before")
+    command("rm", "-r", "t1:2026/d1", "--yes")
+    command("put", __file__, "t1:2026/large")
+    command("cp", "-r", "t1@before:2026", tmp_path / "then")
+    assert tree_of(tmp_path / "then") == tree_of(source)
+    command("cp", "-r", "t1:2026/", tmp_path / "now")
+    now = tree_of(tmp_path / "now")
+    assert not [name for name in now if name.startswith("d1/")]
+    assert now["large"] == hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def test_names_that_lead_outside_are_never_written(
+    command: Command, configured: LocalCluster, tmp_path: Path
+) -> None:
+    command("bucket", "create", "t2")
+    with blockstore.connect(configured.location, credentials=str(configured.credentials)) as store:
+        bucket = store.bucket("t2")
+        for name in ("../escape", "/absolute", "d/../../escape", "d//x", "fine"):
+            bucket.put(name, b"x")
+    target = tmp_path / "target"
+    refused = command("cp", "-r", "t2:", target, code=64)
+    assert "4 of 5 cannot be copied" in refused.err
+    assert not target.exists() or not any(target.iterdir())
+    left_out = command("cp", "-r", "t2:", target, "--skip", "--json").json()
+    assert (left_out["objects"], len(left_out["left_out"])) == (1, 4)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["fine", "target"]
+
+
+def test_links_in_a_tree_are_refused_or_left_out(command: Command, tmp_path: Path) -> None:
+    command("bucket", "create", "t3")
+    (tmp_path / "real").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    assert "a symbolic link" in command("cp", "-r", tmp_path, "t3:", code=64).err
+    assert command("ls", "-r", "t3").out == ""
+    assert command("cp", "-r", tmp_path, "t3:", "--skip", "--json").json()["objects"] == 1
+    assert command("ls", "-r", "t3").out == "real\n"
+
+
+def test_snapshots_are_listed_and_deleted(command: Command) -> None:
+    command("bucket", "create", "s1")
+    command("put", __file__, "s1:x")
+    command("snapshot", "create", "s1", "one")
+    command("snapshot", "create", "s1", "one", code=73)
+    command("snapshot", "create", "s1", "a/b", code=64)
+    listed = command("snapshot", "list", "s1", "--json").json()["snapshots"]
+    assert [one["name"] for one in listed] == ["one"]
+    command("snapshot", "delete", "s1", "two", "--yes", code=66)
+    command("snapshot", "delete", "s1", "one", code=64)
+    command("snapshot", "delete", "s1", "one", "--yes")
+    command("ls", "s1@one:", code=66)
+
+
+def test_status_says_first_how_the_data_is(command: Command) -> None:
+    told = command("cluster", "status")
+    assert "data" in told.out.splitlines()[0]
+    status = command("cluster", "status", "--json").json()
+    assert (status["severity"], len(status["nodes"])) == (0, 3)
+    assert all(node["live"] for node in status["nodes"])
+    assert sum(node["leader"] for node in status["nodes"]) == 1
+    assert len(command("node", "list", "--json").json()["nodes"]) == 3
+    assert command("node", "show", "2", "--json").json()["id"] == 2
+    assert "no node 9" in command("node", "show", "9", code=66).err
+    assert command("cluster", "events", "--json").lines()
+
+
+def test_nobody_there_is_data_at_risk(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blockstore_cli.cluster.STATUS_SECONDS", 1.0)
+    told = command("cluster", "status", "--store", "tcp://127.0.0.1:9", "--json", code=2)
+    assert told.json()["severity"] == 2
+
+
+def test_a_role_that_may_read_may_not_write(
+    command: Command, configured: LocalCluster, tmp_path: Path
+) -> None:
+    command("bucket", "create", "c1")
+    command("put", __file__, "c1:x")
+    made = command(
+        "credential", "create", "reader", "--role", "read", "--out", tmp_path / "r.pem", "--json"
+    ).json()
+    assert (made["name"], made["role"]) == ("reader", "read")
+    assert (tmp_path / "r.pem").stat().st_mode & 0o077 == 0
+    mine = ("--credentials", tmp_path / "r.pem")
+    assert command("ls", "c1", *mine).out == "x\n"
+    command("put", __file__, "c1:y", *mine, code=77)
+    command("bucket", "create", "c2", *mine, code=77)
+    command("credential", "revoke", "reader", code=64)
+    command("credential", "revoke", "reader", "--yes")
+    command("ls", "c1", *mine, code=77)
+    listed = command("credential", "list", "--json").json()["credentials"]
+    assert [one["revoked"] for one in listed if one["name"] == "reader"] == [True]
