@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from pathlib import Path
 
 import pytest
 
+from blockstore.version import RELEASE
 from blockstore_cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +33,11 @@ def test_the_reference_names_every_command() -> None:
         assert f"`{command}" in text or f"blockstore {command}" in text, (
             f"docs/reference/cli.md lacks {command}"
         )
+
+
+def test_one_release_has_one_number() -> None:
+    assert importlib.metadata.version("blockstore") == RELEASE
+    assert f"## {RELEASE}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_decisions_are_numbered_without_gaps() -> None:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    "errors", "ids", "config", "runtime", "codec", "placement", "consensus", "control", "node", "chunk",
+    "errors", "ids", "config", "version", "runtime", "codec", "placement", "consensus", "control", "node", "chunk",
     "volume", "kinds", "daemon", "api", "gateway",
 )  # fmt: skip
 """Lowest first: a module imports from its own layer and from those before it."""

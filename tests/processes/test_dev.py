@@ -23,7 +23,7 @@ SECONDS = 30.0
 
 @contextmanager
 def dev(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """`blockstore dev` as a process, and what it printed when it was ready; stopped with Ctrl-C at the end."""
+    """`blockstore dev` as a process, and what it printed when ready; Ctrl-C stops it at the end."""
     command = [sys.executable, "-m", "blockstore_cli.main", "dev", "--json", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
