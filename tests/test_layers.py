@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    "errors", "ids", "config", "version", "runtime", "codec", "placement", "consensus", "control", "node", "chunk",
-    "volume", "kinds", "daemon", "api", "gateway",
+    "errors", "ids", "config", "version", "runtime", "codec", "placement", "consensus", "control", "node",
+    "chunk", "volume", "kinds", "daemon", "api", "gateway",
 )  # fmt: skip
 """Lowest first: a module imports from its own layer and from those before it."""
 
