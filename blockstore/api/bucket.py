@@ -1,0 +1,169 @@
+"""Buckets: put and delete objects, take snapshots; reading them is in `reading.py`.
+
+The async classes; `blocking.py` has the other twin. A change is durable, as the bucket's policy says, when
+its method returns. When `timeout` runs out it raises Unavailable, and whether the change was made is then not
+known; `timeout` counts as for reading.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import datetime
+from typing import BinaryIO, cast
+
+from blockstore.api.reading import Reading
+from blockstore.api.session import VolumeSession
+from blockstore.api.snapshot import Snapshot, choose_snapshot
+from blockstore.api.value_source import (
+    BytesSource,
+    Data,
+    FileSource,
+    Offload,
+    as_buffer,
+    open_file,
+    refuse_data,
+)
+from blockstore.codec.messages import (
+    ABSENT,
+    ANY,
+    Delete,
+    SnapshotCreate,
+    SnapshotDelete,
+    SnapshotList,
+    SnapshotRecord,
+    SnapshotRecords,
+    VolumeFacts,
+    VolumeInfo,
+    VolumeView,
+)
+from blockstore.config import INLINE_BYTES_MAX, OPERATION_SECONDS
+from blockstore.errors import InvalidRequest, NotFound, PreconditionFailed
+from blockstore.kinds.bucket import (
+    ObjectInfo,
+    check_snapshot_name,
+    encode_meta,
+    etag_of,
+    key_of,
+    object_words,
+    sequence_of_etag,
+)
+
+
+class Bucket(Reading):
+    """A bucket as it is now."""
+
+    def __init__(
+        self, session: VolumeSession, view: VolumeView, offload: Offload, wall: Callable[[], float]
+    ) -> None:
+        super().__init__(session, 0)
+        self.name = view.name
+        self._offload = offload
+        self._wall = wall
+        self.policy = view.policy
+
+    async def put(
+        self,
+        name: str,
+        data: Data,
+        *,
+        metadata: dict[str, str] | None = None,
+        if_absent: bool = False,
+        if_etag: str | None = None,
+        timeout: float = OPERATION_SECONDS,
+    ) -> ObjectInfo:
+        """Make `data` the object called `name`; durable, as the policy says, when this returns. With
+        `if_absent` or `if_etag` only if there is none, or it is still that version; PreconditionFailed
+        otherwise. A path or file object is read in pieces, so it may be larger than memory; nobody sees the
+        object before all is there."""
+        key = key_of(name)
+        modified = self._wall()
+        meta = encode_meta(metadata, modified)
+        expected = _expected(if_absent, if_etag)
+        session = self._session
+        view = as_buffer(data)
+        try:
+            if view is not None and view.nbytes <= INLINE_BYTES_MAX:
+                size = view.nbytes
+                sequence, crc = await session.put_small(key, meta, view, expected, timeout)
+            elif view is not None:
+                sequence, size, crc = await session.put(key, meta, BytesSource(view), expected, timeout)
+            elif isinstance(data, os.PathLike):
+                sequence, size, crc = await self._put_path(key, meta, data, expected, timeout)
+            elif hasattr(data, "read"):
+                source = FileSource(cast("BinaryIO", data), self._offload)
+                sequence, size, crc = await session.put(key, meta, source, expected, timeout)
+            else:
+                raise refuse_data(data)
+        except PreconditionFailed as error:
+            raise self._changed(name, expected) from error
+        return ObjectInfo(
+            name, size, etag_of(sequence, crc), modified, dict(metadata) if metadata else {}, sequence
+        )
+
+    async def _put_path(
+        self, key: bytes, meta: bytes, path: os.PathLike[str], expected: int, timeout: float
+    ) -> tuple[int, int, int]:
+        with await self._offload(lambda: open_file(path)) as file:
+            return await self._session.put(key, meta, FileSource(file, self._offload), expected, timeout)
+
+    async def delete(
+        self, name: str, *, if_etag: str | None = None, timeout: float = OPERATION_SECONDS
+    ) -> None:
+        """Delete the object; snapshots keep it. NotFound, or PreconditionFailed when it is another
+        version."""
+        expected = _expected(False, if_etag)
+        session = self._session
+        try:
+            await session.change(Delete(key_of(name), expected), timeout)
+        except NotFound as error:
+            raise self.not_found(name, error) from None
+        except PreconditionFailed as error:
+            raise self._changed(name, expected) from error
+
+    async def snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Snapshot:
+        """Keep the bucket as it is now under a name: instant, whatever the size. AlreadyExists."""
+        check_snapshot_name(name)
+        record = await self._session.ask(SnapshotCreate(name), SnapshotRecord, timeout)
+        return Snapshot(self._session, record)
+
+    async def snapshots(self, *, timeout: float = OPERATION_SECONDS) -> list[Snapshot]:
+        """All of them, oldest first."""
+        records = await self._snapshot_records(timeout)
+        return [Snapshot(self._session, record) for record in records]
+
+    async def at(self, snapshot: str | datetime, *, timeout: float = OPERATION_SECONDS) -> Snapshot:
+        """The snapshot of that name, or the newest taken at or before an instant. NotFound."""
+        records = await self._snapshot_records(timeout)
+        return Snapshot(self._session, choose_snapshot(self.name, records, snapshot))
+
+    async def _snapshot_records(self, timeout: float) -> list[SnapshotRecord]:
+        answer = await self._session.ask(SnapshotList(), SnapshotRecords, timeout)
+        return sorted(answer.snapshots, key=lambda record: record.sequence)
+
+    async def delete_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
+        """Give up a snapshot, and what only it still held. NotFound."""
+        try:
+            await self._session.change(SnapshotDelete(name), timeout)
+        except NotFound as error:
+            if str(error.fields[0]).startswith("snapshot "):
+                raise NotFound(f"snapshot {name!r} of bucket {self.name!r}") from None
+            raise
+
+    async def facts(self, *, timeout: float = OPERATION_SECONDS) -> dict[str, int | float | str]:
+        """Numbers about the bucket, by name: keys, bytes, chunks, … as its owner counts them."""
+        return (await self._session.ask(VolumeInfo(), VolumeFacts, timeout)).facts
+
+    def _changed(self, name: str, expected: int) -> PreconditionFailed:
+        words = object_words(self.name, name)
+        if expected == ABSENT:
+            return PreconditionFailed(f"There is already an {words}.")
+        return PreconditionFailed(f"The {words} is not the version of that etag any more.")
+
+
+def _expected(if_absent: bool, if_etag: str | None) -> int:
+    if if_etag is None:
+        return ABSENT if if_absent else ANY
+    if if_absent:
+        raise InvalidRequest("if_absent and if_etag exclude each other.")
+    return sequence_of_etag(if_etag)

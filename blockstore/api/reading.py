@@ -1,0 +1,177 @@
+"""Reading objects: the methods that a bucket has as it is now, and as of each of its snapshots.
+
+Every method takes `timeout`, in seconds: for all of an operation up to `TRANSFER_PIECE_BYTES`, retries
+included, and anew for each further piece of a larger transfer, so that what makes progress may go on for as
+long as it takes. When it runs out the method raises Unavailable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Generic, Literal, Self, TypeVar, cast, overload
+
+from blockstore.api.object_reader import ObjectReader, OpenVersion
+from blockstore.api.session import VolumeSession
+from blockstore.codec.messages import Entry, KeyPage, ListKeys
+from blockstore.config import OPERATION_SECONDS
+from blockstore.errors import InvalidRequest, NotFound, ProtocolViolation
+from blockstore.kinds.bucket import (
+    CommonPrefix,
+    ObjectInfo,
+    info_of,
+    key_of,
+    name_of,
+    object_words,
+    prefix_key,
+)
+
+PAGE_KEYS = 1_000
+
+Wanted = str | tuple[str, int, int | None]
+"""What `read_many` takes: a name, or a name with a range."""
+
+Listed = TypeVar("Listed", ObjectInfo, ObjectInfo | CommonPrefix, covariant=True)
+
+
+class Reading:
+    """The reading methods: of a bucket as it is now, and of one of its snapshots."""
+
+    def __init__(self, session: VolumeSession, at: int) -> None:
+        self._session = session
+        self._at = at
+
+    async def get(
+        self, name: str, *, start: int = 0, end: int | None = None, timeout: float = OPERATION_SECONDS
+    ) -> bytes:
+        """The object's bytes, or those in `[start, end)`; what lies past its end is left out. NotFound."""
+        end = _checked_end(start, end)
+        try:
+            _, data = await self._session.fetch(key_of(name), self._at, start, end, timeout)
+        except NotFound as error:
+            raise self.not_found(name, error) from None
+        return data
+
+    async def open(self, name: str, *, timeout: float = OPERATION_SECONDS) -> ObjectReader:
+        """The object as a readable file. `timeout` is for each read."""
+        return ObjectReader(self._session, await self.open_version(name, timeout))
+
+    async def open_version(self, name: str, timeout: float) -> OpenVersion:
+        """What a file is made of."""
+        session = self._session
+        try:
+            found, inline = await session.fetch_inline(key_of(name), self._at, 0, -1, timeout)
+        except NotFound as error:
+            raise self.not_found(name, error) from None
+        return OpenVersion(_info(found.entry), found, inline, self._at, timeout)
+
+    async def read_many(self, wanted: Iterable[Wanted], *, timeout: float = OPERATION_SECONDS) -> list[bytes]:
+        """The bytes of many objects, or `(name, start, end)` ranges of them, in the order asked. NotFound
+        names the first that is missing. One request for hundreds of small objects: this is how to read a data
+        set."""
+        keys: list[bytes] = []
+        ranges: list[tuple[int, int]] = []
+        has_ranges = False
+        for item in wanted:
+            if isinstance(item, str):
+                keys.append(key_of(item))
+                ranges.append((0, -1))
+            else:
+                name, start, end = item
+                keys.append(key_of(name))
+                ranges.append((start, _checked_end(start, end)))
+                has_ranges = True
+        values = await self._session.fetch_many(keys, ranges if has_ranges else (), self._at, timeout)
+        if None in values:
+            missing = keys[values.index(None)]
+            raise NotFound(object_words(self._session.name, name_of(missing)))
+        return cast("list[bytes]", values)
+
+    async def stat(self, name: str, *, timeout: float = OPERATION_SECONDS) -> ObjectInfo:
+        """Size, etag, times and metadata of an object. NotFound."""
+        try:
+            entry = await self._session.fetch_entry(key_of(name), self._at, timeout)
+        except NotFound as error:
+            raise self.not_found(name, error) from None
+        return _info(entry)
+
+    @overload
+    def list(
+        self, prefix: str = "", *, delimiter: Literal[""] | None = None, timeout: float = OPERATION_SECONDS
+    ) -> Listing[ObjectInfo]: ...
+    @overload
+    def list(
+        self, prefix: str = "", *, delimiter: str, timeout: float = OPERATION_SECONDS
+    ) -> Listing[ObjectInfo | CommonPrefix]: ...
+    def list(
+        self, prefix: str = "", *, delimiter: str | None = None, timeout: float = OPERATION_SECONDS
+    ) -> Listing[Any]:
+        """The objects whose names begin with `prefix`, in order of their names' bytes; with `delimiter`,
+        names that go on past it are folded into one CommonPrefix. Of a bucket, each page is as of when it was
+        asked for; of a snapshot, all are as of the snapshot. `timeout` is for each page."""
+        return Listing(self._session, PageCursor(prefix, delimiter, self._at), timeout)
+
+    def not_found(self, name: str, error: NotFound) -> NotFound:
+        """The owner knows keys; the user knows names. A missing bucket or snapshot stays what it is."""
+        if str(error.fields[0]).startswith(("bucket ", "snapshot ")):
+            return error
+        return NotFound(object_words(self._session.name, name))
+
+
+class PageCursor:
+    """Where a listing stands. Knows no session, so that any may fetch its next page."""
+
+    def __init__(self, prefix: str, delimiter: str | None, at: int) -> None:
+        self._prefix = prefix_key(prefix)
+        self._delimiter = prefix_key(delimiter or "")
+        self._at = at
+        self._after = b""
+        self._more = True
+
+    async def fetch(self, session: VolumeSession, timeout: float) -> list[ObjectInfo | CommonPrefix]:
+        """The next page; empty at the end."""
+        while self._more:
+            op = ListKeys(self._prefix, self._after, self._delimiter, PAGE_KEYS, self._at)
+            page = await session.ask(op, KeyPage, timeout)
+            self._more = page.more
+            if page.entries:
+                self._after = page.entries[-1].key
+                return [_listed(entry) for entry in page.entries]
+            if page.more:
+                raise ProtocolViolation("the owner answered with an empty page and says that more follows")
+        return []
+
+
+class Listing(Generic[Listed]):
+    """An async iterator over the objects of a listing, fetched page by page."""
+
+    def __init__(self, session: VolumeSession, cursor: PageCursor, timeout: float) -> None:
+        self._session = session
+        self._cursor = cursor
+        self._timeout = timeout
+        self._page: list[ObjectInfo | CommonPrefix] = []
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Listed:
+        if not self._page:
+            page = await self._cursor.fetch(self._session, self._timeout)
+            if not page:
+                raise StopAsyncIteration
+            self._page = page[::-1]
+        return self._page.pop()  # type: ignore[return-value]  # only a delimiter brings CommonPrefix
+
+
+def _checked_end(start: int, end: int | None) -> int:
+    """The end of a range as it travels."""
+    if start < 0 or (end is not None and end < start):
+        raise InvalidRequest(f"There is no range from byte {start} to byte {end}.")
+    return -1 if end is None else end
+
+
+def _info(entry: Entry) -> ObjectInfo:
+    return info_of(entry.key, entry.sequence, entry.meta, entry.size, entry.crc)
+
+
+def _listed(entry: Entry) -> ObjectInfo | CommonPrefix:
+    return _info(entry) if entry.sequence else CommonPrefix(name_of(entry.key))

@@ -1,0 +1,612 @@
+"""A client's session with one volume: who owns it, what was asked of it, what came back.
+
+Every request carries `RequestId(session, number)` and `settled`, the smallest number not yet answered. A
+retry is the same request with the same id, so it is applied once, whichever owner answers it in the end. A
+request whose time ran out is given up: its number counts as settled then, and an owner drops it should it
+still arrive.
+
+An attempt goes to the believed owner. When it fails in a way that says retrying is safe, or stays unanswered
+while control names another owner, the view is refreshed and the request sent again, after a pause with
+jitter, until the operation's deadline: this is the one layer that retries (STYLE 2). Written over `Caller`
+alone; many tasks may use one session at once, and nothing else runs between two awaits, which keeps the
+numbers right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from blockstore import config
+from blockstore.api.cluster import (
+    HEDGE_SECONDS,
+    Attempts,
+    Backoff,
+    ClusterSession,
+    may_retry,
+    unexpected,
+)
+from blockstore.chunk.chunk_shell import ChunkReader, DataWriter, Want
+from blockstore.codec.checksum import crc32c
+from blockstore.codec.messages import (
+    Delete,
+    Entry,
+    Extent,
+    Found,
+    FoundMany,
+    Grant,
+    Granted,
+    ListKeys,
+    Lookup,
+    LookupMany,
+    Placement,
+    Put,
+    SnapshotCreate,
+    SnapshotDelete,
+    SnapshotList,
+    VolumeCall,
+    VolumeInfo,
+    VolumeView,
+    Written,
+)
+from blockstore.errors import (
+    BlockStoreError,
+    Busy,
+    Corrupt,
+    DeadlineExceeded,
+    NotFound,
+    NotOwner,
+    PreconditionFailed,
+    ProtocolViolation,
+    StaleEpoch,
+    Unavailable,
+)
+from blockstore.ids import ChunkId, DiskId, KiB, MiB, NodeId, RequestId, SessionId, VolumeId
+from blockstore.runtime.interfaces import Address, Answer, Buffer
+
+FIRST_ATTEMPT_SECONDS = 0.5
+"""An owner answers in milliseconds. One that has not by then may be paused or cut off, and a successor
+serving."""
+
+WATCH_SECONDS = 0.25
+"""While a later attempt is unanswered, control is asked this often whether the owner changed."""
+
+TRANSFER_PIECE_BYTES = 16 * MiB
+"""Large values move in pieces of this, each with the whole timeout anew: memory stays bounded, and a transfer
+of any size goes on as long as it makes progress. Four full appends, so the members are kept busy."""
+
+LOOKUP_KEYS_MAX = 256
+"""Keys in one LookupMany: at 4 KiB each 1 MiB of answer; larger batches only delay the first value."""
+
+LOOKUP_KEY_BYTES_MAX = 128 * KiB
+"""A quarter of the header that a frame may have: the answer names each key again, with extents and
+metadata."""
+
+LOOKUPS_IN_FLIGHT = 4
+
+READ_MANY_BYTES_MAX = 64 * MiB
+"""Of values that the owner did not give along, asked of the nodes at once, under one timeout."""
+
+REWRITES_MAX = 3
+"""How often the bytes of one large value are written anew because owners changed before it was committed."""
+
+Op = (
+    Put
+    | Delete
+    | Lookup
+    | LookupMany
+    | ListKeys
+    | SnapshotCreate
+    | SnapshotDelete
+    | SnapshotList
+    | Grant
+    | VolumeInfo
+)
+
+
+A = TypeVar("A")
+
+
+class Source(Protocol):
+    """The bytes of a value to put, from memory or from a file."""
+
+    async def read(self, n_bytes: int) -> Buffer:
+        """The next `n_bytes`; fewer only at the end."""
+        ...
+
+    async def rewind(self) -> bool:
+        """Start again from the first byte; False if that is not possible."""
+        ...
+
+
+class VolumeSession:
+    """Requests to the owner of the volume called `name`."""
+
+    def __init__(self, cluster: ClusterSession, name: str, kind: str = "bucket") -> None:
+        self.cluster = cluster
+        self.name = name
+        self._kind = kind
+        self._caller = cluster.caller
+        self._session = SessionId(cluster.rng.getrandbits(63))
+        self._next_number = 1
+        self._unanswered: dict[int, None] = {}  # in order of number: the first is the smallest
+        self._volume = VolumeId(0)
+        self._epoch = 0
+        self._owner: Address | None = None
+        self._refreshing = False
+        self._reader = ChunkReader(cluster.caller, cluster.nodes, cluster.rng)
+        self._writer = self._new_writer()
+
+    async def fetch_view(self, timeout: float) -> VolumeView:
+        """What control says about the volume. NotFound when there is none."""
+        deadline = self._caller.now() + timeout
+        volume = await self.cluster.fetch_volume(self.name, self._kind, deadline)
+        self._adopt(volume)
+        return volume
+
+    # --- requests
+
+    async def call(self, op: Op, payload: Sequence[Buffer], deadline: float) -> Answer:
+        """The owner's answer to `op`. Raises what the owner said, or Unavailable at the deadline."""
+        number = self._next_number
+        self._next_number = number + 1
+        unanswered = self._unanswered
+        unanswered[number] = None
+        attempts = Attempts()
+        tried = -1
+        try:
+            owner = self._owner
+            if owner is not None:
+                tried = self._epoch
+                until = self._caller.now() + FIRST_ATTEMPT_SECONDS
+                try:
+                    return await self._caller.call(
+                        owner, self._message(number, op), payload, until if until < deadline else deadline
+                    )
+                except BlockStoreError as error:
+                    _raise_if_final(error, op)
+                    attempts.add(owner, error)
+                    self._learn_from(error)
+            return await self._call_again(number, op, payload, deadline, attempts, tried)
+        finally:
+            del unanswered[number]
+
+    async def _call_again(
+        self, number: int, op: Op, payload: Sequence[Buffer], deadline: float, attempts: Attempts, tried: int
+    ) -> Answer:
+        """Attempts after the first, each at whoever is believed to be the owner then. `tried` is the epoch
+        that the last one was meant for: as long as nothing newer is known, pause and ask control."""
+        caller = self._caller
+        backoff = Backoff(self.cluster.rng)
+        while (now := caller.now()) < deadline:
+            is_news = self._epoch != tried
+            tried = self._epoch
+            owner = self._owner
+            try:
+                if not is_news:
+                    await caller.sleep(min(backoff.next(), deadline - now))
+                if owner is None or not (is_news or isinstance(attempts.last, Busy)):
+                    await self._refresh(deadline)
+                    tried, owner = self._epoch, self._owner
+                return await self._attempt(number, op, payload, deadline)
+            except BlockStoreError as error:
+                _raise_if_final(error, op)
+                attempts.add(owner or "no owner", error)
+                self._learn_from(error)
+        raise Unavailable(
+            f"{self._kind.capitalize()} {self.name!r} did not answer in time: {attempts.sentence()}."
+        )
+
+    async def _attempt(self, number: int, op: Op, payload: Sequence[Buffer], deadline: float) -> Answer:
+        """One attempt at the believed owner, given up for a newer one as soon as control names it."""
+        owner, epoch, caller = self._owner, self._epoch, self._caller
+        if owner is None:
+            raise Unavailable("it has no owner at the moment")
+        until = min(deadline, caller.now() + config.ATTEMPT_SECONDS)
+        flight = caller.flight()
+        try:
+            flight.start(None, owner, self._message(number, op), payload, until)
+            while True:
+                taken = await flight.next(min(until, caller.now() + WATCH_SECONDS))
+                if taken is not None:
+                    _, outcome = taken
+                    if isinstance(outcome, BlockStoreError):
+                        raise outcome
+                    return outcome
+                if caller.now() >= until:
+                    raise DeadlineExceeded(f"{owner} did not answer within {config.ATTEMPT_SECONDS:g} s")
+                await self._watch(until)
+                if self._epoch != epoch:
+                    raise NotOwner(self._volume, 0, self._epoch)
+        finally:
+            flight.abandon()
+
+    async def _watch(self, deadline: float) -> None:
+        try:
+            await self._refresh(deadline)
+        except BlockStoreError as error:
+            if not may_retry(error):  # that nobody else answers either is no reason to stop waiting
+                raise
+
+    def _message(self, number: int, op: Op) -> VolumeCall:
+        return VolumeCall(
+            self._volume, self._epoch, RequestId(self._session, number), next(iter(self._unanswered)), op
+        )
+
+    # --- the way to the owner
+
+    async def _refresh(self, deadline: float) -> None:
+        if self._refreshing:  # by another task: its answer serves us as well
+            await self._caller.sleep(HEDGE_SECONDS)
+            return
+        self._refreshing = True
+        try:
+            self._adopt(await self.cluster.fetch_volume(self.name, self._kind, deadline, avoid=self._owner))
+        finally:
+            self._refreshing = False
+
+    def _adopt(self, view: VolumeView) -> None:
+        """Believe a view, unless a later one is known: ids and epochs only grow."""
+        if (view.volume, view.epoch) < (self._volume, self._epoch):
+            return
+        if view.volume != self._volume:  # deleted and made anew under the same name
+            self._writer = self._new_writer()
+        self._volume, self._epoch = view.volume, view.epoch
+        self._owner = self.cluster.find_address(view.owner)
+
+    def _learn_from(self, error: BlockStoreError) -> None:
+        """A node that is not the owner names whom it believes to be."""
+        if not isinstance(error, NotOwner):
+            return
+        volume, owner, epoch = (int(field) for field in error.fields)
+        address = self.cluster.find_address(NodeId(owner))
+        if volume == self._volume and epoch > self._epoch and address is not None:
+            self._epoch, self._owner = epoch, address
+
+    async def ask(self, op: Op, kind: type[A], timeout: float) -> A:
+        """An answer of that kind, without payload."""
+        answer = await self.call(op, (), self._caller.now() + timeout)
+        answer.payload.release()
+        if not isinstance(answer.message, kind):
+            raise unexpected(answer.message)
+        return answer.message
+
+    async def change(self, op: Delete | SnapshotDelete, timeout: float) -> None:
+        """Carry out `op`; durable when this returns."""
+        answer = await self.call(op, (), self._caller.now() + timeout)
+        answer.payload.release()
+
+    # --- writing values
+
+    async def put_small(
+        self, key: bytes, meta: bytes, value: Buffer, expected: int, timeout: float
+    ) -> tuple[int, int]:
+        """Put a value that rides in the journal; `(sequence, crc)` once it is durable."""
+        crc = crc32c(value)
+        op = Put(key, meta, memoryview(value).nbytes, crc, (), expected)
+        answer = await self.call(op, (value,) if op.size else (), self._caller.now() + timeout)
+        return _written(answer), crc
+
+    async def put(
+        self, key: bytes, meta: bytes, source: Source, expected: int, timeout: float
+    ) -> tuple[int, int, int]:
+        """Put what `source` yields: `(sequence, size, crc)`. `timeout` is for each piece, and for the
+        commit."""
+        for _ in range(REWRITES_MAX):
+            first = await source.read(TRANSFER_PIECE_BYTES)
+            size = memoryview(first).nbytes
+            if size <= config.INLINE_BYTES_MAX:
+                sequence, crc = await self.put_small(key, meta, first, expected, timeout)
+                return sequence, size, crc
+            extents, size, crc = await self._write_pieces(first, source, timeout)
+            op = Put(key, meta, size, crc, tuple(extents), expected)
+            try:
+                answer = await self.call(op, (), self._caller.now() + timeout)
+            except (
+                StaleEpoch
+            ) as error:  # the owner that granted the chunks is gone, and their ends were not found
+                if not await source.rewind():
+                    raise Unavailable(
+                        "The owner changed while the value was being written, and its source cannot be "
+                        "read again; put it once more."
+                    ) from error
+                continue
+            return _written(answer), size, crc
+        raise Unavailable(f"The owner changed {REWRITES_MAX} times while the value was being written.")
+
+    async def _write_pieces(
+        self, piece: Buffer, source: Source, timeout: float
+    ) -> tuple[list[Extent], int, int]:
+        """Write `piece` and all that follows into granted chunks: `(extents, size, crc)`."""
+        extents: list[Extent] = []
+        size = crc = 0
+        writer = self._writer
+        while n_bytes := memoryview(piece).nbytes:
+            extents += await writer.write(piece, self._caller.now() + timeout)
+            crc = crc32c(piece, crc)
+            size += n_bytes
+            piece = await source.read(TRANSFER_PIECE_BYTES) if n_bytes == TRANSFER_PIECE_BYTES else b""
+        return extents, size, crc
+
+    def _new_writer(self) -> DataWriter:
+        return DataWriter(self._caller, self.cluster.nodes, self._grant, self.cluster.rng)
+
+    async def _grant(
+        self, finished: tuple[tuple[ChunkId, int], ...], avoid: tuple[DiskId, ...], deadline: float
+    ) -> Granted:
+        answer = await self.call(Grant(finished, avoid), (), deadline)
+        answer.payload.release()
+        if not isinstance(answer.message, Granted):
+            raise unexpected(answer.message)
+        return answer.message
+
+    # --- reading values
+
+    async def fetch_entry(self, key: bytes, at: int, timeout: float) -> Entry:
+        """The version visible at sequence `at`, without its bytes. NotFound when there is none."""
+        return (await self.ask(Lookup(key, at, 0, -1, False), Found, timeout)).entry
+
+    async def fetch(self, key: bytes, at: int, start: int, end: int, timeout: float) -> tuple[Found, bytes]:
+        """The bytes `[start, end)` of the version visible at `at`; `end` -1 is the value's end. What lies
+        past it is left out. `timeout` is for each piece of a large value."""
+        while True:
+            found, data = await self.fetch_inline(key, at, start, end, timeout)
+            if data is None:
+                size = found.entry.size
+                first, last = min(start, size), size if end < 0 else min(end, size)
+                try:
+                    data = await self.fetch_version(found, at, first, last, timeout)
+                except PreconditionFailed:  # replaced while we read: read the new one
+                    continue
+            return found, data
+
+    async def fetch_inline(
+        self, key: bytes, at: int, start: int, end: int, timeout: float
+    ) -> tuple[Found, bytes | None]:
+        """The version, with its bytes `[start, end)` if the owner gave them along."""
+        answer = await self.call(Lookup(key, at, start, end), (), self._caller.now() + timeout)
+        found = answer.message
+        if not isinstance(found, Found):
+            raise unexpected(found)
+        entry = found.entry
+        if entry.inline < 0:
+            answer.payload.release()
+            return found, None
+        data = bytes(answer.payload.view)
+        answer.payload.release()
+        size = entry.size
+        n_wanted = max(0, (size if end < 0 or end > size else end) - start)
+        if len(data) != n_wanted:
+            raise ProtocolViolation(f"the owner answered with {len(data)} of {n_wanted} bytes")
+        if n_wanted == size and crc32c(data) != entry.crc:
+            raise Corrupt(f"The value of {key!r}", "it changed on its way from the owner")
+        return found, data
+
+    async def fetch_version(self, found: Found, at: int, start: int, end: int, timeout: float) -> bytes:
+        """The bytes `[start, end)` of exactly this version, from the nodes. PreconditionFailed when it is not
+        the current one any more and its chunks are gone."""
+        entry = found.entry
+        pieces: list[bytes] = []
+        crc = 0
+        for offset in range(start, end, TRANSFER_PIECE_BYTES):
+            until = min(end, offset + TRANSFER_PIECE_BYTES)
+            found, piece = await self._fetch_piece(found, at, offset, until, self._caller.now() + timeout)
+            crc = crc32c(piece, crc)
+            pieces.append(piece)
+        if start == 0 and end == entry.size and crc != entry.crc:
+            raise Corrupt(f"The value of {entry.key!r}", "its checksum is not the one it was put with")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _fetch_piece(
+        self, found: Found, at: int, start: int, end: int, deadline: float
+    ) -> tuple[Found, bytes]:
+        """One piece, and where the version was found to be: its bytes may have moved since it was looked
+        up."""
+        entry = found.entry
+        backoff = Backoff(self.cluster.rng)
+        attempts = Attempts()
+        while True:
+            try:
+                data = await self._reader.read(found.entry.extents, found.placements, start, end, deadline)
+            except BlockStoreError as error:
+                if not may_retry(error):
+                    raise
+                attempts.add("its nodes", error)
+            else:
+                return found, data
+            left = deadline - self._caller.now()
+            if left <= 0:
+                raise Unavailable(
+                    f"The value of {entry.key!r} could not be read in time: {attempts.sentence()}."
+                )
+            await self._caller.sleep(min(backoff.next(), left))
+            await self._watch(deadline)
+            again, inline = await self.fetch_inline(entry.key, at, start, end, left)
+            if again.entry.sequence != entry.sequence:
+                raise PreconditionFailed(f"Object {entry.key!r} was replaced while it was being read.")
+            if inline is not None:
+                return found, inline
+            found = again
+
+    # --- reading many
+
+    async def fetch_many(
+        self, keys: Sequence[bytes], ranges: Sequence[tuple[int, int]], at: int, timeout: float
+    ) -> list[bytes | None]:
+        """The values, or their `ranges` (none given, or one a key), in the order asked; None where there is
+        no such key. `timeout` is for all lookups, and again for each `READ_MANY_BYTES_MAX` read from the
+        nodes."""
+        ops = [
+            LookupMany(tuple(keys[start:end]), at, tuple(ranges[start:end])) for start, end in _batches(keys)
+        ]
+        results: list[bytes | None] = []
+        remote: list[_Remote] = []
+        for op, answer in zip(ops, await self._call_many(ops, self._caller.now() + timeout), strict=True):
+            _take_values(op, answer, results, remote)
+            answer.payload.release()
+        for wave in _waves(remote):
+            data = await self._fetch_wave(wave, at, timeout)
+            for want, value in zip(wave, data, strict=True):
+                results[want.index] = value
+        return results
+
+    async def _call_many(self, ops: Sequence[LookupMany], deadline: float) -> list[Answer]:
+        """Answers in order; several requests are under way at once, and what fails goes the slow way
+        alone."""
+        answers: dict[int, Answer] = {}
+        if ops and (len(ops) == 1 or self._owner is None):
+            answers[0] = await self.call(ops[0], (), deadline)
+        owner = self._owner
+        if len(ops) > len(answers) and owner is not None:
+            await self._call_flight(ops, owner, deadline, answers)
+        for index, op in enumerate(ops):
+            if index not in answers:
+                answers[index] = await self.call(op, (), deadline)
+        return [answers[index] for index in range(len(ops))]
+
+    async def _call_flight(
+        self, ops: Sequence[LookupMany], owner: Address, deadline: float, answers: dict[int, Answer]
+    ) -> None:
+        """One attempt at each op that has no answer yet."""
+        flight = self._caller.flight()
+        waiting = [index for index in range(len(ops)) if index not in answers][::-1]
+        numbers: list[int] = []
+        n_open = 0
+        until = min(deadline, self._caller.now() + config.ATTEMPT_SECONDS)
+        try:
+            while waiting or n_open:
+                if waiting and n_open < LOOKUPS_IN_FLIGHT:
+                    index = waiting.pop()
+                    number = self._next_number
+                    self._next_number = number + 1
+                    self._unanswered[number] = None
+                    numbers.append(number)
+                    flight.start(index, owner, self._message(number, ops[index]), (), until)
+                    n_open += 1
+                    continue
+                taken = await flight.next(until)
+                if taken is None:
+                    return
+                n_open -= 1
+                tag, outcome = taken
+                index = int(tag)
+                if isinstance(outcome, BlockStoreError):
+                    _raise_if_final(outcome, ops[index])
+                    self._learn_from(outcome)
+                else:
+                    answers[index] = outcome
+                    until = min(deadline, self._caller.now() + config.ATTEMPT_SECONDS)
+        finally:
+            flight.abandon()
+            for number in numbers:
+                del self._unanswered[number]
+
+    async def _fetch_wave(self, wave: Sequence[_Remote], at: int, timeout: float) -> list[bytes]:
+        wants: list[Want] = [(want.entry.extents, want.placements, want.start, want.end) for want in wave]
+        try:
+            data = await self._reader.read_many(wants, self._caller.now() + timeout)
+        except BlockStoreError as error:
+            if not may_retry(error):
+                raise
+            data = [await self._fetch_alone(want, at, timeout) for want in wave]
+        return [want.verified(value) for want, value in zip(wave, data, strict=True)]
+
+    async def _fetch_alone(self, want: _Remote, at: int, timeout: float) -> bytes:
+        """The slow way, with retries; a value that was replaced meanwhile comes as it is now."""
+        try:
+            found = Found(want.entry, dict(want.placements))
+            return await self.fetch_version(found, at, want.start, want.end, timeout)
+        except PreconditionFailed:
+            found, data = await self.fetch(want.entry.key, at, want.start, want.end, timeout)
+            want.entry = found.entry
+            return data
+
+
+class _Remote:
+    """A range of a version that the owner did not give along, wanted at `index` of the results."""
+
+    __slots__ = ("end", "entry", "index", "placements", "start")
+
+    def __init__(
+        self, index: int, entry: Entry, placements: Mapping[ChunkId, Placement], start: int, end: int
+    ) -> None:
+        self.index, self.entry, self.placements, self.start, self.end = index, entry, placements, start, end
+
+    def verified(self, data: bytes) -> bytes:
+        if self.start == 0 and self.end == self.entry.size and crc32c(data) != self.entry.crc:
+            raise Corrupt(f"The value of {self.entry.key!r}", "its checksum is not the one it was put with")
+        return data
+
+
+def _batches(keys: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """Index ranges of keys that fit one LookupMany each."""
+    start = n_bytes = 0
+    for index, key in enumerate(keys):
+        n_bytes += len(key)
+        if index - start == LOOKUP_KEYS_MAX or n_bytes > LOOKUP_KEY_BYTES_MAX:
+            yield start, index
+            start, n_bytes = index, len(key)
+    if keys:
+        yield start, len(keys)
+
+
+def _take_values(op: LookupMany, answer: Answer, results: list[bytes | None], remote: list[_Remote]) -> None:
+    """Append the answer's values to `results`; what it only refers to is a None there, and in `remote`."""
+    found = answer.message
+    if not isinstance(found, FoundMany) or len(found.entries) != len(op.keys):
+        raise unexpected(found)
+    view, ranges = answer.payload.view, op.ranges
+    offset = 0
+    for index, entry in enumerate(found.entries):
+        if entry is None:
+            results.append(None)
+            continue
+        size = entry.size
+        start, end = ranges[index] if ranges else (0, size)
+        if end < 0 or end > size:
+            end = size
+        if start > end:
+            start = end
+        n_inline = entry.inline
+        if n_inline < 0:
+            remote.append(_Remote(len(results), entry, found.placements, start, end))
+            results.append(None)
+            continue
+        data = bytes(view[offset : offset + n_inline])
+        offset += n_inline
+        if len(data) != end - start:
+            raise ProtocolViolation(f"the owner answered with {len(data)} of {end - start} bytes")
+        if n_inline == size and crc32c(data) != entry.crc:
+            raise Corrupt(f"The value of {op.keys[index]!r}", "it changed on its way from the owner")
+        results.append(data)
+
+
+def _waves(remote: Sequence[_Remote]) -> Iterator[Sequence[_Remote]]:
+    """What to read at once: up to `READ_MANY_BYTES_MAX`, or one value that is larger."""
+    start = n_bytes = 0
+    for index, want in enumerate(remote):
+        length = want.end - want.start
+        if index > start and n_bytes + length > READ_MANY_BYTES_MAX:
+            yield remote[start:index]
+            start, n_bytes = index, 0
+        n_bytes += length
+    if remote:
+        yield remote[start:]
+
+
+def _written(answer: Answer) -> int:
+    written = answer.message
+    if not isinstance(written, Written):
+        raise unexpected(written)
+    answer.payload.release()
+    return written.sequence
+
+
+def _raise_if_final(error: BlockStoreError, op: Op) -> None:
+    """Go on only if the same request may be sent again. A node whose copy of control is older than the volume
+    says that there is no such volume; control is asked then. An owner's word that it cannot take extents is
+    remembered as the request's result: their bytes must be written anew, under a new request."""
+    if isinstance(error, NotFound) and str(error.fields[0]).startswith("volume "):
+        return
+    if not may_retry(error) or (isinstance(error, StaleEpoch) and isinstance(op, Put) and op.extents):
+        raise error

@@ -1,0 +1,201 @@
+"""A store: its buckets, its health, its credentials. The async class; `blocking.py` has the other twin."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+from blockstore.api.bucket import Bucket
+from blockstore.api.cluster import ClusterSession, unexpected
+from blockstore.api.session import VolumeSession
+from blockstore.api.value_source import Offload
+from blockstore.codec.messages import (
+    CreateCredential,
+    CreateVolume,
+    Credentials,
+    CredentialView,
+    DeleteVolume,
+    Events,
+    FetchEvents,
+    FetchStatus,
+    ListCredentials,
+    ListVolumes,
+    NodeView,
+    Ok,
+    RevokeCredential,
+    Status,
+    View,
+    Volumes,
+    VolumeView,
+    WireMessage,
+)
+from blockstore.config import OPERATION_SECONDS
+from blockstore.errors import AlreadyExists, InvalidRequest, NotFound
+from blockstore.kinds.bucket import check_bucket_name
+
+KIND = "bucket"
+
+M = TypeVar("M")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a store works with, for as long as it is open."""
+
+    cluster: ClusterSession
+    offload: Offload
+    credentials: str | None  # path of the bundle it was opened with
+
+
+class Store:
+    """`async with` it: everything it needs is opened on entering and closed on leaving."""
+
+    def __init__(self, opening: AbstractAsyncContextManager[Opened]) -> None:
+        self._opening = opening
+        self._opened: Opened | None = None
+        self._sessions: dict[str, VolumeSession] = {}
+
+    async def __aenter__(self) -> Self:
+        self._opened = await self._opening.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self._opened = None
+        self._sessions.clear()
+        return await self._opening.__aexit__(kind, error, trace)
+
+    # --- buckets
+
+    async def create_bucket(
+        self,
+        name: str,
+        *,
+        policy: str | None = None,
+        durability: str | None = None,
+        exist_ok: bool = False,
+        timeout: float = OPERATION_SECONDS,
+    ) -> Bucket:
+        """Make a bucket under a policy: `replicated(3)`, `ec(4,2)`; without one, the store's default.
+        AlreadyExists, unless `exist_ok` and the policy agrees."""
+        check_bucket_name(name)
+        if durability is not None:
+            raise InvalidRequest(
+                "Targets in nines come with the durability model; until then name a policy: 'replicated(3)' "
+                "or 'ec(4,2)'."
+            )
+        cluster = self._cluster
+        message = CreateVolume(name, KIND, policy or "", exist_ok, cluster.next_request())
+        try:
+            view = await self._control(message, View, timeout)
+        except AlreadyExists:
+            raise AlreadyExists(f"bucket {name!r}, or another volume of that name") from None
+        if view.volume is None:
+            raise unexpected(view)
+        return self._bucket(view.volume)
+
+    async def bucket(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Bucket:
+        """The bucket of that name. NotFound."""
+        check_bucket_name(name)
+        return self._bucket(await self.session(name).fetch_view(timeout))
+
+    async def buckets(self, *, timeout: float = OPERATION_SECONDS) -> list[VolumeView]:
+        """All of them, by name: with `name`, `policy`, `owner` and `epoch`."""
+        volumes = (await self._control(ListVolumes(KIND), Volumes, timeout)).volumes
+        return sorted(volumes, key=lambda volume: volume.name)
+
+    async def delete_bucket(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
+        """Delete a bucket with all its objects and snapshots. NotFound."""
+        check_bucket_name(name)
+        cluster = self._cluster
+        await cluster.fetch_volume(
+            name, KIND, cluster.caller.now() + timeout
+        )  # no other kind under this name
+        try:
+            await self._control(DeleteVolume(name, cluster.next_request()), object, timeout)
+        except NotFound:
+            raise NotFound(f"bucket {name!r}") from None
+        self._sessions.pop(name, None)
+
+    # --- the cluster
+
+    async def status(self, *, timeout: float = OPERATION_SECONDS) -> Status:
+        """One sentence about the data, then facts."""
+        return await self._control(FetchStatus(), Status, timeout)
+
+    async def events(
+        self, *, after: int = 0, wait: float = 0.0, timeout: float = OPERATION_SECONDS
+    ) -> Events:
+        """What happened, numbered above `after`; with `wait`, up to so many seconds for something to happen.
+        Pass `next` of the answer as `after` to go on. Each node numbers for itself: ask through one store."""
+        return await self._control(FetchEvents(after, wait), Events, timeout + wait, wait)
+
+    async def nodes(self, *, timeout: float = OPERATION_SECONDS) -> list[NodeView]:
+        """The nodes that control knows, with their addresses, disks and whether they live."""
+        cluster = self._cluster
+        return list((await cluster.fetch_view("", cluster.caller.now() + timeout)).nodes)
+
+    # --- credentials
+
+    async def create_credential(
+        self, name: str, role: str, path: str | os.PathLike[str], *, timeout: float = OPERATION_SECONDS
+    ) -> CredentialView:
+        """Make a key for a client, list it with `role` (read, write or admin), and write its bundle to
+        `path`, for this user's eyes only. The store's own credential must hold the authority's key: the
+        administrator's does."""
+        from blockstore.api import credentials  # slow to import, and rarely needed
+
+        ready = self._ready
+        own, file_path = ready.credentials, os.fspath(path)
+        if own is None:
+            raise InvalidRequest("This store runs without credentials, so there are none to make.")
+        fingerprint = await ready.offload(lambda: credentials.make(own, name, role, file_path))
+        message = CreateCredential(name, role, fingerprint, self._cluster.next_request())
+        try:
+            await self._control(message, Ok, timeout)
+        except BaseException:
+            os.unlink(file_path)
+            raise
+        return CredentialView(name, role, fingerprint, False)
+
+    async def credentials(self, *, timeout: float = OPERATION_SECONDS) -> list[CredentialView]:
+        return list((await self._control(ListCredentials(), Credentials, timeout)).credentials)
+
+    async def revoke_credential(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
+        """Refuse a credential from now on, and close its connections. NotFound."""
+        await self._control(RevokeCredential(name, self._cluster.next_request()), object, timeout)
+
+    # --- inside
+
+    @property
+    def _ready(self) -> Opened:
+        if self._opened is None:
+            raise InvalidRequest("This store is not open; use it inside its `with` block.")
+        return self._opened
+
+    @property
+    def _cluster(self) -> ClusterSession:
+        return self._ready.cluster
+
+    def session(self, name: str) -> VolumeSession:
+        """The one session with the bucket of that name, which all its users share."""
+        session = self._sessions.get(name)
+        if session is None:
+            session = self._sessions[name] = VolumeSession(self._cluster, name, KIND)
+        return session
+
+    def _bucket(self, view: VolumeView) -> Bucket:
+        return Bucket(self.session(view.name), view, self._ready.offload, time.time)
+
+    async def _control(self, message: WireMessage, kind: type[M], timeout: float, wait: float = 0.0) -> M:
+        """Control's answer of that kind."""
+        cluster = self._cluster
+        answer = await cluster.control(message, cluster.caller.now() + timeout, wait)
+        if not isinstance(answer, kind):
+            raise unexpected(answer)
+        return answer
