@@ -2,7 +2,7 @@
 
     directory/
       cluster.json   written last, when every node has joined: the directory is then complete
-      admin.pem      the administrator's credential
+      admin.pem      the administrator's credential; none in a plain cluster
       node-1/ …      one node's directory each; node-1.log beside it is what the daemon wrote to stderr
 
 Blocking, and free of trio, so that any program may use it. Each daemon runs in a session of its own (a
@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from blockstore.daemon import setup
 from blockstore.errors import AddressInUse, InvalidRequest, NotAStore, Unavailable
@@ -155,9 +155,7 @@ class LocalNode:
 class LocalCluster:
     """`with LocalCluster.create(directory, 6) as cluster:` makes and starts it; leaving stops it."""
 
-    def __init__(
-        self, directory: Path, security: Literal["tls", "plain"], nodes: Sequence[LocalNode]
-    ) -> None:
+    def __init__(self, directory: Path, security: setup.Security, nodes: Sequence[LocalNode]) -> None:
         self.directory, self.security, self.nodes = directory, security, list(nodes)  # directory is absolute
 
     @classmethod
@@ -166,7 +164,7 @@ class LocalCluster:
         directory: Path,
         n_nodes: int,
         *,
-        security: Literal["tls", "plain"] = "tls",
+        security: setup.Security = "tls",
         first_port: int | None = None,
         disks_per_node: int = 1,
     ) -> LocalCluster:
@@ -216,8 +214,9 @@ class LocalCluster:
         return (directory / "cluster.json").exists()
 
     @property
-    def credentials(self) -> Path:
-        return self.directory / "admin.pem"
+    def credentials(self) -> Path | None:
+        """The administrator's; a plain cluster has none."""
+        return self.directory / "admin.pem" if self.security == "tls" else None
 
     @property
     def location(self) -> str:
@@ -245,7 +244,7 @@ class LocalCluster:
         """What `blockstore dev --json` prints."""
         return {
             "store": self.location,
-            "credentials": str(self.credentials),
+            "credentials": str(self.credentials) if self.credentials else None,
             "nodes": [
                 {"id": node.node, "pid": node.pid, "dir": str(node.directory), "address": node.address}
                 for node in self.nodes

@@ -25,6 +25,7 @@ import click
 import trio
 
 from blockstore import aio
+from blockstore.daemon import setup
 from blockstore.daemon.local_cluster import LocalCluster
 from blockstore.ids import KiB, MiB
 from blockstore_cli import raw_figures
@@ -44,7 +45,6 @@ SIZE_NAMES = {4 * MiB: "4 MiB", 128 * KiB: "128 KiB", 4 * KiB: "4 KiB"}
 
 READ_MANY_KEYS = 64
 
-Security = Literal["plain", "tls"]
 Operation = Literal["put", "get", "read_many"]
 
 
@@ -54,7 +54,7 @@ class Scenario:
     policy: str
     size: int
     n_in_flight: int
-    security: Security = "plain"
+    security: setup.Security = "plain"
 
     def __str__(self) -> str:
         return f"{self.operation} {SIZE_NAMES[self.size]} {self.policy} x{self.n_in_flight} {self.security}"
@@ -96,7 +96,7 @@ def bench(n_nodes: int, runs: int, seconds: float, only: str, directory: Path) -
     rates: Rates = {scenario: [] for scenario in scenarios}
     with tempfile.TemporaryDirectory(prefix="blockstore-bench-", dir=directory) as folder:
         raw.measure(Path(folder))
-        security: Security
+        security: setup.Security
         for security in ("plain", "tls"):
             mine = [scenario for scenario in scenarios if scenario.security == security]
             if mine:
@@ -132,7 +132,7 @@ async def _measure(
     content = os.urandom(max(N_OBJECTS))
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(
-            aio.connect(cluster.location, credentials=str(cluster.credentials))
+            aio.connect(cluster.location, credentials=cluster.credentials)
         )
         buckets: dict[str, aio.Bucket] = {}
         for policy in {scenario.policy for scenario in scenarios}:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -55,8 +55,7 @@ def init(
     credentials_out: Path | None,
 ) -> None:
     """Make a cluster of one node, whose files are in DIRECTORY; start it with `node start`."""
-    security: Literal["tls", "plain"] = "plain" if plain else "tls"
-    credentials = credentials_out or directory / "admin.pem"
+    security: setup.Security = "plain" if plain else "tls"
     made = setup.init_cluster(
         directory,
         name=name,
@@ -65,13 +64,15 @@ def init(
         disks=disks,
         zone=_zone(zone),
         security=security,
-        credentials_out=credentials,
+        credentials_out=credentials_out,
     )
+    store, key = f"tcp://{made.address}", made.credentials
+    facts = {"cluster": name, "node": 1, "store": store, "credentials": str(key) if key else None}
+    told = f"its administrator's key is in {key}" if key else "plain, so it has no keys"
+    export = f"BLOCKSTORE={store}" + (f" BLOCKSTORE_CREDENTIALS={key}" if key else "")
     answer(
-        {"cluster": name, "node": 1, "store": f"tcp://{made.address}", "credentials": str(made.credentials)},
-        f"Cluster {name} is made; its administrator's key is in {made.credentials}. Next:\n"
-        f"  blockstore node start {directory}\n"
-        f"  export BLOCKSTORE=tcp://{made.address} BLOCKSTORE_CREDENTIALS={made.credentials}",
+        facts,
+        f"Cluster {name} is made; {told}. Next:\n  blockstore node start {directory}\n  export {export}",
     )
 
 

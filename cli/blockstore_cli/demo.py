@@ -22,6 +22,7 @@ import trio
 
 import blockstore
 from blockstore import aio
+from blockstore.daemon import setup
 from blockstore.daemon.local_cluster import LocalCluster, LocalNode
 from blockstore.errors import InvalidRequest
 from blockstore.ids import MiB
@@ -98,7 +99,7 @@ def demo(n_nodes: int, directory: Path | None, plain: bool, seed: int | None) ->
     with ExitStack() as stack:
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="blockstore-demo-")))
-        security = "plain" if plain else "tls"
+        security: setup.Security = "plain" if plain else "tls"
         cluster = stack.enter_context(LocalCluster.create(directory, n_nodes, security=security))
         wait_until_settled(cluster)
         pids = ", ".join(str(node.pid) for node in cluster.nodes)
@@ -111,7 +112,7 @@ def demo(n_nodes: int, directory: Path | None, plain: bool, seed: int | None) ->
 
 async def _tour(cluster: LocalCluster, files: dict[str, bytes], rng: random.Random) -> Report:
     report = Report()
-    async with aio.connect(cluster.location, credentials=str(cluster.credentials)) as store:
+    async with aio.connect(cluster.location, credentials=cluster.credentials) as store:
         buckets: dict[str, aio.Bucket] = {}
         expected: dict[str, Expected] = {}
         for name, policy in POLICIES.items():

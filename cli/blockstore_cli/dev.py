@@ -13,6 +13,7 @@ from types import FrameType
 import click
 
 import blockstore
+from blockstore.daemon import setup
 from blockstore.daemon.local_cluster import USUAL_PORT, LocalCluster, free_ports
 from blockstore.errors import BlockStoreError, InvalidRequest, Unavailable
 from blockstore_cli.output import answer, note
@@ -36,12 +37,11 @@ def dev(n_nodes: int | None, directory: Path | None, plain: bool, port: int | No
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="blockstore-dev-")))
         cluster = stack.enter_context(_started(directory, n_nodes, plain, port))
         wait_until_settled(cluster)
-        facts = cluster.facts()
+        credentials = f" BLOCKSTORE_CREDENTIALS={cluster.credentials}" if cluster.credentials else ""
         answer(
-            facts,
-            f"{len(cluster.nodes)} nodes run, their files in {directory}. In another terminal:\n"
-            f"  export BLOCKSTORE={cluster.location}\n"
-            f"  export BLOCKSTORE_CREDENTIALS={cluster.credentials}\n"
+            cluster.facts(),
+            f"{len(cluster.nodes)} nodes run, their files in {cluster.directory}. In another terminal:\n"
+            f"  export BLOCKSTORE={cluster.location}{credentials}\n"
             "Ctrl-C stops them.",
         )
         with suppress(KeyboardInterrupt):
@@ -53,7 +53,7 @@ def wait_until_settled(cluster: LocalCluster) -> None:
     """Return when a control leader is there and every node that runs is live in its eyes."""
     until = time.monotonic() + SETTLE_SECONDS_MAX
     expected = {node.node for node in cluster.nodes if node.running}
-    with blockstore.connect(cluster.location, credentials=str(cluster.credentials)) as store:
+    with blockstore.connect(cluster.location, credentials=cluster.credentials) as store:
         while True:
             try:
                 status = store.status()
@@ -74,7 +74,7 @@ def wait_until_settled(cluster: LocalCluster) -> None:
 def _started(directory: Path, n_nodes: int | None, plain: bool, port: int | None) -> Iterator[LocalCluster]:
     """A new cluster, or the one that is there: then its size and security are what they are."""
     if not LocalCluster.exists(directory):
-        security = "plain" if plain else "tls"
+        security: setup.Security = "plain" if plain else "tls"
         n_nodes = n_nodes or 3
         first = port or free_ports(n_nodes, preferred=USUAL_PORT)
         with LocalCluster.create(directory, n_nodes, security=security, first_port=first) as cluster:

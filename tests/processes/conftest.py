@@ -23,6 +23,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 def configured(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LocalCluster:
     """The cluster, named by the environment as a user would."""
     monkeypatch.setenv("BLOCKSTORE", cluster.location)
-    monkeypatch.setenv("BLOCKSTORE_CREDENTIALS", str(cluster.credentials))
+    monkeypatch.setenv("BLOCKSTORE_CREDENTIALS", str(cluster.credentials))  # it has TLS
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     return cluster

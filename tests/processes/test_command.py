@@ -173,7 +173,7 @@ def test_names_that_lead_outside_are_never_written(
     command: Command, configured: LocalCluster, tmp_path: Path
 ) -> None:
     command("bucket", "create", "t2")
-    with blockstore.connect(configured.location, credentials=str(configured.credentials)) as store:
+    with blockstore.connect(configured.location, credentials=configured.credentials) as store:
         bucket = store.bucket("t2")
         for name in ("../escape", "/absolute", "d/../../escape", "d//x", "fine"):
             bucket.put(name, b"x")
