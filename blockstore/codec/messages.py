@@ -576,4 +576,3 @@ WireMessage = (
 BusMessage = Heartbeat | LeaseGranted | RaftEnvelope | EventNotice
 """What the bus carries, one to a message."""
 
-__all__ = ["ABSENT", "ANY", "BusMessage", "SessionId", "WireMessage"]

@@ -23,7 +23,7 @@ from blockstore.codec.control_record import (
     encode_record,
 )
 from blockstore.codec.messages import Compare
-from blockstore.control.assignment import choose_owner, owner_load, with_owner
+from blockstore.control.assignment import choose_owner, owner_load
 from blockstore.control.group_table import build_table, choose_policy, is_same_policy
 from blockstore.control.views import (
     Views,
@@ -37,6 +37,7 @@ from blockstore.control.views import (
 )
 from blockstore.errors import AlreadyExists, InvalidRequest, NotFound
 from blockstore.ids import DiskId, NodeId, RequestId, VolumeId
+from blockstore.placement.policy import Policy
 
 ROLES = ("read", "write", "admin")
 DISKS_PER_NODE_MAX = 256
@@ -127,8 +128,9 @@ def create_volume(
         return None
     text = choose_policy(views, policy)
     draft = _Draft(views)
-    if views.policy(text) is None:
-        draft.put(policy_key(text), build_table(views, text))
+    for one in dict.fromkeys((text, Policy.parse(text).journal_policy().text)):
+        if views.policy(one) is None:
+            draft.put(policy_key(one), build_table(views, one))
     volume = VolumeId(draft.take_ids("volume", 1)[0])
     owner = choose_owner(views, live, None, owner_load(views))
     draft.put(name_key(name), NameRecord(volume))
@@ -195,8 +197,8 @@ def find_joined(views: Views, listening: Listening, fingerprint: str) -> NodeRec
 def node_started(
     views: Views, *, node: NodeId, listening: Listening, capacities: dict[DiskId, int], request: RequestId
 ) -> Transaction:
-    """A node tells where it listens now. What its last run owned begins a new epoch, still with this node:
-    nothing of that run can be under way in it."""
+    """A node tells where it listens now, and that it runs anew. It still owns what it owned; for this run it
+    claims each volume itself, with the next epoch."""
     _check_listening(listening)
     record = views.node(node)
     if record is None:
@@ -210,8 +212,6 @@ def node_started(
         capacity = capacities.get(disk.disk, disk.capacity)
         if capacity != disk.capacity:
             draft.put(disk_key(disk.disk), DiskRecord(disk.disk, node, capacity, disk.state))
-    for volume in views.volumes_of(node):
-        draft.put(volume_key(volume.volume), with_owner(volume, node))
     return draft.finish(request)
 
 

@@ -23,6 +23,7 @@ from blockstore.ids import DiskId, NodeId
 from blockstore.runtime.interfaces import Address
 
 VERSION = 1
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 UNIX_PATH_BYTES_MAX = 100
 """The system takes 107; the server's own temporary name beside it needs a few."""
 
@@ -108,7 +109,8 @@ class NodeDirectory:
 
 
 def host_id() -> str:
-    """The same for every process of this running system, and for no other: who shares it shares Unix sockets."""
+    """The same for every process of this running system, and for no other: who shares it shares Unix
+    sockets."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -124,4 +126,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 def address_of(facts: NodeFacts, directory: NodeDirectory) -> Address:
+    """Where the node is reached; an embedded one only within its own process."""
+    if facts.security == "embedded":
+        return Address(facts.host, facts.port)
     return Address(facts.host, facts.port, directory.unix_path(), host_id())

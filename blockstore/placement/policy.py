@@ -81,6 +81,10 @@ class Policy:
         """The fewest members a chunk's write set may have when it is opened (DESIGN invariant 1)."""
         return max(1, self.n - 1) if self.is_replicated else self.k + 1
 
+    def journal_policy(self) -> Policy:
+        """How a volume of this policy keeps its journal: in copies, as many as survive what the policy survives."""
+        return self if self.is_replicated else Policy(1, min(self.m, REPLICAS_MAX - 1), self.domain)
+
     def over(self, domain: Domain) -> Policy:
         """The same scheme with another failure domain; a store of one node spreads over its disks."""
         return Policy(self.k, self.m, domain)

@@ -1,14 +1,14 @@
 """Writing a checkpoint: runs of the map, a head over them, and the root that control will point to.
 
-The state is frozen at one instant, between two applied records: the map by copying references, the rest by encoding it. Then
-runs are written in blocks, between which others run. Only when everything is durable does the root change, in one
-control commit together with the journal's new beginning. Crash before that: the old root and the whole journal are still
-named, and the new chunks are garbage that the next checkpoint of a later owner does not need. Crash after: nothing is left
-to do.
+The state is frozen at one instant, between two applied records: the map by copying references, the rest by
+encoding it. Then runs are written in blocks, between which others run. Only when everything is durable does
+the root change, in one control commit together with the journal's new beginning. Crash before that: the old
+root and the whole journal are still named, and the new chunks are garbage that the next checkpoint of a
+later owner does not need. Crash after: nothing is left to do.
 
-A checkpoint writes what changed since the last one; when the runs hold more than twice the map's keys, or are many, it
-writes the whole map instead, and earlier runs are no longer needed. So a key is rewritten a bounded number of times.
-"""
+A checkpoint writes what changed since the last one; when the runs hold more than twice the map's keys, or
+are many, it writes the whole map instead, and earlier runs are no longer needed. So a key is rewritten a
+bounded number of times."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ class Checkpointer:
         return frozenset(extent.chunk for extent in extents)
 
     async def write(self, journal_chunk: ChunkId, journal_offset: int, written_bytes: int) -> None:
-        """Write and commit a checkpoint of the state as it is at this call, with the journal applied up to there."""
+        """Write and commit a checkpoint of the state as it is at this call, with the journal applied up to
+        there."""
         started = self._world.clock.now()
         state = self._state
         n_in_runs = sum(run.n_keys for run in self._runs)

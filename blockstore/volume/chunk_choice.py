@@ -1,10 +1,10 @@
 """On which disks shall a new chunk live?
 
-In a group of the policy whose members are all live, if there is one; of two drawn at random the one that this owner has
-used less, which spreads load nearly as well as asking everybody (Mitzenmacher, "The Power of Two Choices", 2001). If
-no group is whole: in the one with the most live members, on these alone, as long as they are enough for a write set
-(DESIGN invariant 1); the chunk then is under-protected, and its placement says so by its holes.
-"""
+In a group of the policy whose members are all live, if there is one; of two drawn at random the one that
+this owner has used less, which spreads load nearly as well as asking everybody (Mitzenmacher, "The Power of
+Two Choices", 2001). If no group is whole: in the one with the most live members, on these alone, as long as
+they are enough for a write set (DESIGN invariant 1); the chunk then is under-protected, and its placement
+says so by its holes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def choose_placement(
     used: Counter[DiskId],
     rng: random.Random,
 ) -> Placement:
-    """`usable`: disks that are live, sound and not avoided; `preferred`: those that save a round trip (the owner's own).
+    """`usable`: disks that are live, sound and not avoided; `preferred`: those that save a round trip (the
+    owner's own).
 
     Raise QuorumLost when no group has enough usable members."""
     whole = [group for group in groups if all(disk in usable for disk in group)]

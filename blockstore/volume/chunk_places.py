@@ -1,4 +1,5 @@
-"""Where this owner's next chunk goes, and under which number. State of one owner in one epoch, in memory alone."""
+"""Where this owner's next chunk goes, and under which number. State of one owner in one epoch, in memory
+alone."""
 
 from __future__ import annotations
 

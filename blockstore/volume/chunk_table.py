@@ -1,8 +1,9 @@
-"""Which chunks does the volume have, where are they, and how many of their bytes does anything still refer to?
+"""Which chunks does the volume have, where are they, and how many of their bytes does anything still refer
+to?
 
-Invariants: an extent may be committed only into a chunk that is in the table, below its seal; a chunk leaves the table
-only when it is sealed and nothing refers to it (DESIGN invariant 9: the owner alone says what is garbage).
-"""
+Invariants: an extent may be committed only into a chunk that is in the table, below its seal; a chunk
+leaves the table only when it is sealed and nothing refers to it (DESIGN invariant 9: the owner alone says
+what is garbage)."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ class ChunkTable:
         return {extent.chunk: self._chunks[extent.chunk].placement for extent in extents}
 
     def may_refer(self, extents: Iterable[Extent], epoch: int) -> bool:
-        """Whether every extent lies in a known chunk, below the length at which it is sealed. A chunk of an earlier
-        epoch whose end could not be found out (none of its members answered) takes nothing more."""
+        """Whether every extent lies in a known chunk, below the length at which it is sealed. A chunk of an
+        earlier epoch whose end could not be found out (none of its members answered) takes nothing more."""
         for extent in extents:
             entry = self._chunks.get(extent.chunk)
             if entry is None or (entry.length == OPEN and extent.chunk.epoch < epoch):
@@ -98,9 +99,15 @@ class ChunkTable:
             "live_bytes": sum(max(entry.live_bytes, 0) for entry in self._chunks.values()),
         }
 
-    def under_protected(self) -> int:
-        """How many chunks were opened on fewer disks than their group has."""
-        return sum(0 in entry.placement.disks for entry in self._chunks.values())
+    def under_protected(self) -> tuple[int, int]:
+        """How many chunks were opened on fewer disks than their group has, and how many further failures
+        the worst of them survives."""
+        holes = [
+            (placement.m - placement.disks.count(0))
+            for placement in (entry.placement for entry in self._chunks.values())
+            if 0 in placement.disks
+        ]
+        return len(holes), min(holes, default=0)
 
     def to_stored(self) -> tuple[StoredChunk, ...]:
         return tuple(

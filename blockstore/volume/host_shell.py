@@ -1,9 +1,9 @@
-"""The volumes that this node owns, as control says: started when it names this node, ended when it names another.
+"""The volumes that this node owns, as control says: started when it names this node, ended when it names
+another.
 
-An owner begins by claiming: it commits the next epoch for itself. So an epoch belongs to one run of one owner, whatever named
-it (control's choice, a restart of this process, an owner that fell and begins anew), and the chunk ids that it counts out
-under this epoch were never used before (DESIGN invariant 4).
-"""
+An owner begins by claiming: it commits the next epoch for itself. So an epoch belongs to one run of one
+owner, whatever named it (control's choice, a restart of this process, an owner that fell and begins anew),
+and the chunk ids that it counts out under this epoch were never used before (DESIGN invariant 4)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,16 @@ class VolumeHost:
     def owned(self) -> tuple[VolumeId, ...]:
         return tuple(self._owned)
 
+    def under_protected(self) -> tuple[tuple[VolumeId, int, int], ...]:
+        """Volumes with chunks that were opened on fewer disks than their group has: volume, how many such
+        chunks, and how many more failures the worst of them survives."""
+        found: list[tuple[VolumeId, int, int]] = []
+        for volume, owned in self._owned.items():
+            n_chunks, survives = (0, 0) if owned.owner is None else owned.owner.under_protected()
+            if n_chunks:
+                found.append((volume, n_chunks, survives))
+        return tuple(found)
+
     def handle(self, call: IncomingCall) -> bool:
         """Take the call if it is for a volume; NotOwner if that is not owned here."""
         message = call.message
@@ -83,7 +93,8 @@ class VolumeHost:
                 nursery.start_soon(self._own, volume, owned)
 
     async def _own(self, volume: VolumeId, owned: _Owned) -> None:
-        """Own until control names another; when the owner falls by an error, begin again: the journal is the truth."""
+        """Own until control names another; when the owner falls by an error, begin again: the journal is
+        the truth."""
         with owned.scope:
             while self._owned.get(volume) is owned:
                 try:

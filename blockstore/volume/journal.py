@@ -1,18 +1,18 @@
 """The owner's write side: what goes into the journal next, and what of it has become durable.
 
 Pure. Records are added with a token; `next_append` forms a batch of what waits, while fewer than
-`JOURNAL_BATCHES_IN_FLIGHT` are under way: so one caller pays one append, and many share one. `on_ack` gives back the
-batches that are now on every member, in order. When a member fails or is late the chunk ends at the length
-acknowledged so far; batches beyond it are unplaced again and go, in order, into the next chunk. Nothing of them was
-told to anyone, so nothing is lost and nothing is there twice: a reader of the journal stops at the seal.
+`JOURNAL_BATCHES_IN_FLIGHT` are under way: so one caller pays one append, and many share one. `on_ack` gives
+back the batches that are now on every member, in order. When a member fails or is late the chunk ends at
+the length acknowledged so far; batches beyond it are unplaced again and go, in order, into the next chunk.
+Nothing of them was told to anyone, so nothing is lost and nothing is there twice: a reader of the journal
+stops at the seal.
 
     writing ──full──▶ draining ──all acknowledged──▶ waiting ──start_chunk──▶ writing
        └──────────────── a member fails ────────────────▲
 
-Invariants: sequences are given when a batch is placed, and increase by one from record to record over the whole
-journal; a chunk's first batch begins with the record that opens it, so whoever replays knows the chunk before
-anything refers to it.
-"""
+Invariants: sequences are given when a batch is placed, and increase by one from record to record over the
+whole journal; a chunk's first batch begins with the record that opens it, so whoever replays knows the
+chunk before anything refers to it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Carries the journal's appends to its members, and names its chunks in control. The decisions are in `journal.py`.
+"""Carries the journal's appends to its members, and names its chunks in control. The decisions are in
+`journal.py`.
 
-A chunk's end costs one control commit and no more: its successor is created by the first append to it. When a member fails,
-the gap that a writer sees is the time to notice (at once for a broken connection, MEMBER_LATE_SECONDS for silence)
-plus that commit.
-"""
+A chunk's end costs one control commit and no more: its successor is created by the first append to it. When
+a member fails, the gap that a writer sees is the time to notice (at once for a broken connection,
+MEMBER_LATE_SECONDS for silence) plus that commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import trio
 from blockstore.chunk.writer import ChunkWriter
 from blockstore.codec.control_record import JournalChunk, VolumeRecord
 from blockstore.codec.journal_record import JournalRecord
-from blockstore.codec.messages import AppendFragment, Appended
+from blockstore.codec.messages import Appended, AppendFragment
 from blockstore.config import CHUNK_BYTES_MAX, MEMBER_LATE_SECONDS
 from blockstore.errors import BlockStoreError, StaleEpoch, Unavailable
 from blockstore.ids import DiskId

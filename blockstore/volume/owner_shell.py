@@ -1,13 +1,15 @@
 """The owner of one volume, from takeover until it is deposed.
 
-Decisions are in the cores: `journal.py` (what is appended when), `state.py` (what a record does), `requests.py` (what may
-be asked). Here calls come in, records go into the journal, and answers go back in the order that the journal commits.
+Decisions are in the cores: `journal.py` (what is appended when), `state.py` (what a record does),
+`requests.py` (what may be asked). Here calls come in, records go into the journal, and answers go back in
+the order that the journal commits.
 
-One put costs: its share of one append to each member of the journal's write set, of one fdatasync on each, and one answer.
-One small get costs no message but its own: the value comes from the cache or from this node's own copy.
+One put costs: its share of one append to each member of the journal's write set, of one fdatasync on each,
+and one answer. One small get costs no message but its own: the value comes from the cache or from this
+node's own copy.
 
-When a background task fails the owner falls; its node says so in the next heartbeat, and control names another.
-"""
+When a background task fails the owner falls; its node says so in the next heartbeat, and control names
+another."""
 
 from __future__ import annotations
 
@@ -348,7 +350,8 @@ class VolumeOwner:
         await self._checkpointer.write(chunk, offset, self._journal.core.written_bytes)
 
     async def _tidy(self) -> None:
-        """Purge history after a snapshot's end, end idle sessions' chunks, drop chunks that nothing refers to."""
+        """Purge history after a snapshot's end, end idle sessions' chunks, drop chunks that nothing refers
+        to."""
         while True:
             await trio.sleep(TIDY_SECONDS)
             if self._serving:
@@ -394,6 +397,10 @@ class VolumeOwner:
 
         return delete
 
+    def under_protected(self) -> tuple[int, int]:
+        """How many chunks lack members of their group, and how many failures the worst of them survives."""
+        return self._state.chunks.under_protected() if self._serving else (0, 0)
+
     def facts(self) -> dict[str, int | float | str]:
         state, core = self._state, self._journal.core
         return {
@@ -409,7 +416,7 @@ class VolumeOwner:
             "cache_bytes": self._cache.size,
             "cache_hits": self._cache.hits,
             "cache_misses": self._cache.misses,
-            "chunks_under_protected": state.chunks.under_protected(),
+            "chunks_under_protected": state.chunks.under_protected()[0],
             **state.chunks.totals(),
         }
 

@@ -1,8 +1,7 @@
 """Answering look-ups: the value itself when it is small and near, else where to fetch it.
 
-Near is what the cache holds or a disk of this node. A value that must be fetched costs its reader one more round trip, to the
-nodes that have it, and this owner nothing.
-"""
+Near is what the cache holds or a disk of this node. A value that must be fetched costs its reader one more
+round trip, to the nodes that have it, and this owner nothing."""
 
 from __future__ import annotations
 
@@ -91,7 +90,8 @@ class ReadShell:
 
 
 class _Gathered:
-    """One answer for many keys, sent when the last value has come. Values beyond a frame's bound are only referred to."""
+    """One answer for many keys, sent when the last value has come. Values beyond a frame's bound are only
+    referred to."""
 
     def __init__(self, call: IncomingCall, op: LookupMany, state: VolumeState) -> None:
         self._call = call

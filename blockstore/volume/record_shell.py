@@ -1,4 +1,5 @@
-"""The volume's record in control, as its owner changes it: by compare-and-set, while its epoch owns the volume."""
+"""The volume's record in control, as its owner changes it: by compare-and-set, while its epoch owns the
+volume."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class RecordShell:
     async def change(
         self, *, journal: Callable[[JournalList], JournalList] | None = None, root: bytes | None = None
     ) -> None:
-        """Commit the change, however often others change the record meanwhile; raise Deposed or what control says."""
+        """Commit the change, however often others change the record meanwhile; raise Deposed or what
+        control says."""
         key = volume_key(self._record.volume)
         deadline = self._world.clock.now() + OPERATION_SECONDS
         async with self._lock:

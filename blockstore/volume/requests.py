@@ -40,7 +40,8 @@ WRITES = (Put, Delete, SnapshotCreate, SnapshotDelete)
 
 
 def to_record(call: VolumeCall, payload: memoryview, wall: float) -> tuple[JournalRecord, memoryview | None]:
-    """The record that carries out a write, and the value that rides with it. Raise InvalidRequest or Corrupt."""
+    """The record that carries out a write, and the value that rides with it. Raise InvalidRequest or
+    Corrupt."""
     op, request, settled = call.op, call.request, call.settled
     if isinstance(op, Put):
         return _put_record(op, call, payload)

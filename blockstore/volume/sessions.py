@@ -1,9 +1,9 @@
 """Was this request applied already, and what was its answer?
 
-A client's session numbers its requests and says with each one below which number everything is settled, that is,
-answered and never to be sent again. Until then the result of each applied request is kept, in the journal's order, so that
-a retry after a lost answer or a change of owner is answered alike and applied once (DESIGN invariant 10).
-"""
+A client's session numbers its requests and says with each one below which number everything is settled,
+that is, answered and never to be sent again. Until then the result of each applied request is kept, in the
+journal's order, so that a retry after a lost answer or a change of owner is answered alike and applied once
+(DESIGN invariant 10)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """What a journal record does to a volume: the one place, live and in replay alike.
 
-`VolumeState.apply` is deterministic: the state after a record depends on the state before it and the record, its sequence
-and its place, on nothing else. So replaying the journal gives the acknowledged state again, in order, each request
-once (DESIGN invariant 7). A condition is judged here, when its turn comes, not when it was received: what was
-received together is ordered by the journal.
-"""
+`VolumeState.apply` is deterministic: the state after a record depends on the state before it and the
+record, its sequence and its place, on nothing else. So replaying the journal gives the acknowledged state
+again, in order, each request once (DESIGN invariant 7). A condition is judged here, when its turn comes,
+not when it was received: what was received together is ordered by the journal."""
 
 from __future__ import annotations
 
@@ -70,7 +69,8 @@ class VolumeState:
     # --- changing
 
     def apply(self, record: JournalRecord, sequence: int, chunk: ChunkId, value_offset: int) -> Result:
-        """Apply the record with this sequence, found in `chunk`; its inline value stands at `value_offset` there."""
+        """Apply the record with this sequence, found in `chunk`; its inline value stands at `value_offset`
+        there."""
         assert sequence == self.sequence + 1, f"record {sequence} after {self.sequence}"
         self.sequence = sequence
         if isinstance(
@@ -159,7 +159,8 @@ class VolumeState:
             raise PreconditionFailed(f"Object {name!r} was changed by somebody else.")
 
     def purge(self, keys: list[bytes]) -> None:
-        """Drop what no snapshot sees, for some keys. Not journalled: replay and `purge` again give the same reads."""
+        """Drop what no snapshot sees, for some keys. Not journalled: replay and `purge` again give the same
+        reads."""
         self._give_back(self.map.purge(keys, self.snapshot_sequences()))
 
     def _give_back(self, freed: Freed) -> None:

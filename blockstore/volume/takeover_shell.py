@@ -1,17 +1,18 @@
 """Taking over a volume: fence, seal, load, replay (DESIGN section 5, "Taking over a volume").
 
-Control has committed `epoch + 1, owner = me` before this begins. Then, in this order, and why a crash between any two steps
-is harmless:
+Control has committed `epoch + 1, owner = me` before this begins. Then, in this order, and why a crash
+between any two steps is harmless:
 
-1. Fence the write set of the journal's open chunk. One fenced member is enough: no append of an earlier epoch can be
-   acknowledged any more, since acknowledging needs all members. Crash: a later owner fences again, with a higher epoch.
-2. The chunk ends at the smallest length of the members that answered (`chunk/sealing.py`): whatever was acknowledged is
-   on all of them. Control records the length by compare-and-set on the volume's record; if that fails, somebody else
-   owns the volume by now, and this owner stops. Crash: the length is recorded or found again, the same or longer; what is
-   between was never acknowledged to anyone, and may be kept.
+1. Fence the write set of the journal's open chunk. One fenced member is enough: no append of an earlier
+   epoch can be acknowledged any more, since acknowledging needs all members. Crash: a later owner fences
+   again, with a higher epoch.
+2. The chunk ends at the smallest length of the members that answered (`chunk/sealing.py`): whatever was
+   acknowledged is on all of them. Control records the length by compare-and-set on the volume's record; if
+   that fails, somebody else owns the volume by now, and this owner stops. Crash: the length is recorded or
+   found again, the same or longer; what is between was never acknowledged to anyone, and may be kept.
 3. Load the checkpoint that the root names, replay the journal from there. Reads only.
-4. Fence the members of open data chunks and find their ends, so that references to what clients wrote before the
-   takeover can still be committed, and nothing beyond. Said in the new journal's first batch.
+4. Fence the members of open data chunks and find their ends, so that references to what clients wrote
+   before the takeover can still be committed, and nothing beyond. Said in the new journal's first batch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import trio
 from blockstore.chunk.sealing import seal_length
 from blockstore.codec.control_record import JournalChunk, VolumeRecord
 from blockstore.codec.journal_record import HEADER_BYTES, decode_header, decode_records, value_offsets
-from blockstore.codec.messages import Fence, Fenced, FragmentState, Placement, SealFragment
+from blockstore.codec.messages import Extent, Fence, Fenced, FragmentState, Placement, SealFragment
 from blockstore.codec.run_file import Root, RunInfo, decode_blocks, decode_head, decode_root
 from blockstore.config import ATTEMPT_SECONDS, OPERATION_SECONDS
 from blockstore.errors import BlockStoreError, Corrupt, StaleEpoch
@@ -38,7 +39,8 @@ from blockstore.volume.world import World
 log = logging.getLogger("blockstore.volume")
 
 GATHER_SECONDS = 0.2
-"""How long to wait for further members once one has answered a fence: their lengths can only shorten the tail."""
+"""How long to wait for further members once one has answered a fence: their lengths can only shorten the
+tail."""
 RETRY_SECONDS = 0.05
 REPLAY_WINDOW_BYTES = 4 * MiB
 YIELD_RECORDS = 500
@@ -92,8 +94,8 @@ async def _ends(
     *,
     needed: bool,
 ) -> dict[ChunkId, int]:
-    """Fence every member and return where each chunk ends. With `needed`, go on until one member of each answered;
-    otherwise a chunk none of whose members answers is left out."""
+    """Fence every member and return where each chunk ends. With `needed`, go on until one member of each
+    answered; otherwise a chunk none of whose members answers is left out."""
     states: dict[ChunkId, dict[DiskId, FragmentState]] = {chunk: {} for chunk in chunks}
     answered_nodes: set[NodeId] = set()
     while chunks:
@@ -226,7 +228,9 @@ async def _replay(
 
 
 async def _replay_chunk(world: World, state: VolumeState, chunk: JournalChunk, position: int) -> int:
-    placement = Placement(1, len(chunk.disks) - 1, chunk.disks)
+    placements = {chunk.chunk: Placement(1, len(chunk.disks) - 1, chunk.disks)}
+    # An extent of one byte more than there is: no part of it is the whole, for which there is no writer's checksum.
+    extent = Extent(chunk.chunk, 0, chunk.length + 1, chunk.length + 1, 0)
     n_records = 0
     window, window_start = memoryview(b""), position
     while position < chunk.length:
@@ -234,7 +238,7 @@ async def _replay_chunk(world: World, state: VolumeState, chunk: JournalChunk, p
         if at >= window.nbytes or not _has_block(window[at:], chunk.chunk, position):
             length = min(REPLAY_WINDOW_BYTES, chunk.length - position)
             deadline = world.clock.now() + OPERATION_SECONDS
-            data = await world.reader.read_chunk(chunk.chunk, placement, position, length, deadline)
+            data = await world.reader.read((extent,), placements, position, position + length, deadline)
             window, window_start, at = memoryview(data), position, 0
         header = decode_header(window[at:], chunk.chunk, position)
         if header.base_sequence != state.sequence + 1:

@@ -1,12 +1,12 @@
 """Which version of which key is visible at which sequence?
 
-In memory, every key of the volume. A version is kept as its stored bytes (`codec/run_file.py`): a million of them cost a
-third of what objects would, the garbage collector does not walk them, and a checkpoint copies them as they are.
+In memory, every key of the volume. A version is kept as its stored bytes (`codec/run_file.py`): a million
+of them cost a third of what objects would, the garbage collector does not walk them, and a checkpoint
+copies them as they are.
 
-Invariants: `_newest[key]` has the highest sequence of the key; `_older[key]` holds, newest first, exactly those former
-versions that some snapshot still sees (until `purge` has come by after a snapshot was deleted: then also more, never less).
-A tombstone is kept only while an older version is.
-"""
+Invariants: `_newest[key]` has the highest sequence of the key; `_older[key]` holds, newest first, exactly
+those former versions that some snapshot still sees (until `purge` has come by after a snapshot was deleted:
+then also more, never less). A tombstone is kept only while an older version is."""
 
 from __future__ import annotations
 
