@@ -16,8 +16,8 @@ from blockstore.codec.messages import Compare
 from blockstore.control.views import Views, volume_key
 from blockstore.ids import NodeId, RequestId, VolumeId
 
-MOVES_MAX = 64
-"""In one transaction. The rest follow in the next: one volume's conflict then costs few others a retry."""
+MOVES_MAX = 32
+"""In one transaction, which fits into one command of the log. The rest follow in the next."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ def build_table(views: Views, text: str) -> PolicyRecord:
     """The policy's groups over the disks there are now; InvalidRequest when those are too few."""
     topology, policy = topology_of(views), Policy.parse(text)
     n_disks = sum(disk.takes_data for disk in topology.disks)
-    n_groups = min(config.GROUPS_MAX, -(-config.GROUPS_PER_DISK * n_disks // policy.n))
+    n_groups = min(config.GROUP_MEMBERS_MAX // policy.n, -(-config.GROUPS_PER_DISK * n_disks // policy.n))
     known = views.policy(text)
     table = groups(topology, policy, n_groups, () if known is None else known.groups)
     return PolicyRecord(text, table, _digest(topology))

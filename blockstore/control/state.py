@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from sortedcontainers import SortedDict
 
 from blockstore import config
-from blockstore.codec.control_record import SnapshotContent, SnapshotItem, Transaction
+from blockstore.codec.control_record import SnapshotContent, SnapshotItem, Transaction, encode_command
 from blockstore.errors import InvalidRequest, TransactionConflict
 from blockstore.ids import RequestId
 
@@ -113,7 +113,5 @@ def check_transaction(transaction: Transaction) -> None:
     for key in [*changed, *(compare.key for compare in transaction.compares)]:
         if not 0 < len(key.encode()) <= config.CONTROL_KEY_BYTES_MAX:
             raise InvalidRequest(f"A control key has 1 to {config.CONTROL_KEY_BYTES_MAX} bytes.")
-    if sum(len(value) for _, value in transaction.puts) > config.CONTROL_TRANSACTION_BYTES_MAX:
-        raise InvalidRequest(
-            f"A control transaction writes at most {config.CONTROL_TRANSACTION_BYTES_MAX} bytes."
-        )
+    if len(encode_command(transaction)) > config.RAFT_COMMAND_BYTES_MAX:
+        raise InvalidRequest(f"A control transaction has at most {config.RAFT_COMMAND_BYTES_MAX} bytes.")
