@@ -16,9 +16,9 @@ from typing import Final
 
 import trio
 
-from blockstore.config import SEND_STALL_SECONDS_MAX
+from blockstore.config import FAREWELL_SECONDS_MAX, SEND_STALL_SECONDS_MAX
 from blockstore.errors import AddressInUse
-from blockstore.ids import MiB
+from blockstore.ids import KiB, MiB
 
 UNIX_BUFFER_BYTES: Final = 4 * MiB
 """With the default of 208 KiB, 4 MiB take 20 wakeups; the system may grant less (net.core.wmem_max)."""
@@ -44,7 +44,7 @@ async def connect_tcp(host: str, port: int) -> socket.socket:
 
 
 async def connect_unix(path: str) -> socket.socket:
-    with _short_path(path) as short:
+    with short_path(path) as short:
         sock = await _connect(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), short)
     tune_unix(sock)
     return sock
@@ -73,10 +73,32 @@ async def shake_hands(
                 await trio.lowlevel.wait_readable(secured)
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(secured)
-    except BaseException:
+    except BaseException as error:
+        if server_side and isinstance(error, ssl.SSLError):
+            with suppress(OSError):
+                secured.shutdown(socket.SHUT_WR)  # from here on it is a plain socket
+                await linger(secured)  # the alert that OpenSSL sent says why
         trio.lowlevel.notify_closing(secured)
         secured.close()
         raise
+
+
+async def linger(sock: socket.socket) -> None:
+    """Read, and ignore, until the peer hangs up, for at most FAREWELL_SECONDS_MAX. Closing while bytes are
+    unread would reset the connection, and the peer might never read what was sent last."""
+    ignored = bytearray(64 * KiB)
+    with trio.move_on_after(FAREWELL_SECONDS_MAX):
+        while True:
+            try:
+                if not sock.recv_into(ignored):
+                    return
+                await trio.lowlevel.checkpoint()
+            except (BlockingIOError, ssl.SSLWantReadError):
+                await trio.lowlevel.wait_readable(sock)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(sock)
+            except OSError:
+                return
 
 
 async def listen_tcp(host: str, port: int) -> socket.socket:
@@ -106,7 +128,7 @@ def listen_unix(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        with _short_path(path) as short:
+        with short_path(path) as short:
             try:
                 sock.bind(short)
             except OSError as error:
@@ -177,7 +199,7 @@ def _is_stale(path: str, short: str) -> bool:
 
 
 @contextmanager
-def _short_path(path: str) -> Generator[str]:
+def short_path(path: str) -> Generator[str]:
     """A name of the same file that fits a socket address: data directories may lie deep."""
     if len(os.fsencode(path)) <= _SUN_PATH_BYTES_MAX:
         yield path
