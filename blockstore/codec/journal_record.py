@@ -15,9 +15,8 @@
         60      4  crc32c of the records' block
         64      …  records, then values, one behind the other in the order of the records
 
-A value's own checksum is in its record, so replaying need not read values. A batch found at another place than where
-it was written fails its first checksum (DESIGN invariant 5). Little endian throughout.
-"""
+A value's own checksum is in its record, so replaying need not read values. A batch found at another place
+than where it was written fails its first checksum (DESIGN invariant 5). Little endian throughout. """
 
 from __future__ import annotations
 
@@ -82,7 +81,8 @@ class SnapshotDeleteRecord(_Record, frozen=True, tag=4):
 
 
 class ChunkOpenedRecord(_Record, frozen=True, tag=5):
-    """From now on this chunk may be referred to. `request` of a grant to a client; of the owner itself otherwise."""
+    """From now on this chunk may be referred to. `request` of a grant to a client; of the owner itself
+    otherwise."""
 
     request: RequestId
     settled: int
@@ -133,7 +133,8 @@ def _place_seed(chunk: ChunkId, offset: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch before it has a place. `value_offsets[i]` is counted from the batch's first byte; -1: no value."""
+    """A batch before it has a place. `value_offsets[i]` is counted from the batch's first byte; -1: no
+    value."""
 
     base_sequence: int
     records: tuple[JournalRecord, ...]

@@ -14,10 +14,10 @@ Run: a sequence of blocks, each
         36      4  crc32c of the body
         40      …  body: MessagePack array of [key, newest version, [older versions, newest first]]
 
-A version is the MessagePack array of `StoredVersion`; a key that is gone altogether has neither newest nor older.
-The head has the same frame with magic "BSH1" and one block. The root is MessagePack inside a record of control,
-which has its own checksums. A later run overrides what an earlier one says of a key. Little endian.
-"""
+A version is the MessagePack array of `StoredVersion`; a key that is gone altogether has neither newest nor
+older. The head has the same frame with magic "BSH1" and one block. The root is MessagePack inside a record
+of control, which has its own checksums. A later run overrides what an earlier one says of a key. Little
+endian. """
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ empty or missing directory makes the store; a lock file keeps a second process o
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from blockstore.runtime.interfaces import Address, Caller
 @asynccontextmanager
 async def run_embedded(
     directories: Sequence[str | os.PathLike[str]],
-) -> AsyncIterator[tuple[Caller, Address]]:
+) -> AsyncGenerator[tuple[Caller, Address]]:
     """Open, or make, the store in these directories (one disk each); it runs until the block is left.
 
     Raise NotAStore, StoreLocked, UnknownFormat."""

@@ -11,7 +11,7 @@ import logging
 import random
 import resource
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +78,7 @@ class RunningNode:
 
 
 @asynccontextmanager
-async def open_node(path: str) -> AsyncIterator[RunningNode]:
+async def open_node(path: str) -> AsyncGenerator[RunningNode]:
     """The node in this directory, running until the block is left. Raise NotAStore, UnknownFormat,
     StoreLocked, AddressInUse, … before anything was changed."""
     directory = NodeDirectory(path)

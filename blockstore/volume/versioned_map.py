@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedList
 
 from blockstore.codec.messages import Entry
 from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version, encode_version
@@ -39,7 +39,8 @@ class Frozen:
 
 class VersionedMap:
     def __init__(self) -> None:
-        self._newest: SortedDict[bytes, bytes] = SortedDict()
+        self._newest: dict[bytes, bytes] = {}
+        self._order: SortedList[bytes] = SortedList()  # of the keys of `_newest`
         self._older: dict[bytes, tuple[bytes, ...]] = {}
         self._changed: set[bytes] = set()
         self.n_live = 0
@@ -75,7 +76,7 @@ class VersionedMap:
                 start, inclusive = after, False
         while start is not None:
             restart: bytes | None = None
-            for key in self._newest.irange(minimum=start, inclusive=(inclusive, True)):
+            for key in self._order.irange(minimum=start, inclusive=(inclusive, True)):
                 if not key.startswith(prefix):
                     return entries, False
                 version = self.find(key, at)
@@ -114,9 +115,9 @@ class VersionedMap:
             elif was.meta is not None:
                 freed.append(was)
         if version.meta is None and key not in self._older:
-            self._newest.pop(key, None)
+            self._remove(key)
         else:
-            self._newest[key] = packed
+            self._set(key, packed)
         self.n_live += version.meta is not None
         return freed
 
@@ -146,7 +147,7 @@ class VersionedMap:
             else:
                 del self._older[key]
                 if newest_is_tombstone:
-                    del self._newest[key]
+                    self._remove(key)
         return freed
 
     def keys_with_history(self) -> list[bytes]:
@@ -164,7 +165,7 @@ class VersionedMap:
         Copies two dictionaries of references (a million keys: some 50 ms); the versions are shared."""
         changed, self._changed = self._changed, set()
         if whole:
-            return Frozen(list(self._newest), dict.copy(self._newest), dict(self._older), changed)
+            return Frozen(list(self._order), self._newest.copy(), self._older.copy(), changed)
         newest = self._newest
         return Frozen(
             sorted(changed),
@@ -181,13 +182,22 @@ class VersionedMap:
         """Take what a run says; a later run overrides an earlier one."""
         for key, newest, history in entries:
             if newest is None:
-                self._newest.pop(key, None)
+                self._remove(key)
             else:
-                self._newest[key] = newest
+                self._set(key, newest)
             if history:
                 self._older[key] = history
             else:
                 self._older.pop(key, None)
+
+    def _set(self, key: bytes, packed: bytes) -> None:
+        if key not in self._newest:
+            self._order.add(key)
+        self._newest[key] = packed
+
+    def _remove(self, key: bytes) -> None:
+        if self._newest.pop(key, None) is not None:
+            self._order.remove(key)
 
     def recount(self) -> None:
         """After the last `load`: the number of live keys is not stored but counted."""

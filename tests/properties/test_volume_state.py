@@ -40,7 +40,8 @@ KEYS = st.sampled_from([b"a", b"a/b", b"a/c", b"b", b"\xff\xff", b"z"])
 
 
 class VolumeMachine(RuleBasedStateMachine):
-    """Records go through the journal to three disks that fail; what is committed must be what the model holds."""
+    """Records go through the journal to three disks that fail; what is committed must be what the model
+    holds."""
 
     def __init__(self) -> None:
         super().__init__()
