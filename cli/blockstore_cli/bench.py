@@ -91,14 +91,14 @@ Rates = dict[Scenario, list[float]]
               help="Where to make a folder for it; the working directory's disk if left out.")  # fmt: skip
 def bench(n_nodes: int, runs: int, seconds: float, only: str, directory: Path) -> None:
     """Measure the store on a cluster of its own, beside the machine's own figures."""
-    scenarios = [scenario for scenario in _scenarios() if only in str(scenario)]
+    chosen = [scenario for scenario in scenarios() if only in str(scenario)]
     raw = Raw()
-    rates: Rates = {scenario: [] for scenario in scenarios}
+    rates: Rates = {scenario: [] for scenario in chosen}
     with tempfile.TemporaryDirectory(prefix="blockstore-bench-", dir=directory) as folder:
         raw.measure(Path(folder))
         security: setup.Security
         for security in ("plain", "tls"):
-            mine = [scenario for scenario in scenarios if scenario.security == security]
+            mine = [scenario for scenario in chosen if scenario.security == security]
             if mine:
                 where = Path(folder, security)
                 note(f"{n_nodes} daemons, {security}")
@@ -106,11 +106,11 @@ def bench(n_nodes: int, runs: int, seconds: float, only: str, directory: Path) -
                     wait_until_settled(cluster)
                     run(partial(_measure, cluster, mine, runs, seconds, rates))
         raw.measure(Path(folder))
-    facts = _facts(raw, rates, n_nodes, runs, seconds)
-    answer(facts, _text(facts))
+    facts = report(raw, rates, n_nodes, runs, seconds)
+    answer(facts, text(facts))
 
 
-def _scenarios() -> list[Scenario]:
+def scenarios() -> list[Scenario]:
     found: list[Scenario] = []
     for policy in BUCKETS:
         for size in N_OBJECTS:
@@ -200,7 +200,7 @@ def _name(size: int, number: int) -> str:
 # --- the report
 
 
-def _facts(raw: Raw, rates: Rates, n_nodes: int, runs: int, seconds: float) -> dict[str, Any]:
+def report(raw: Raw, rates: Rates, n_nodes: int, runs: int, seconds: float) -> dict[str, Any]:
     medians = {scenario: statistics.median(found) for scenario, found in rates.items()}
     disk = statistics.median(raw.disk)
     results: list[dict[str, Any]] = []
@@ -267,7 +267,7 @@ def _target(scenario: Scenario, medians: dict[Scenario, float], disk: float) -> 
             return None
 
 
-def _text(facts: dict[str, Any]) -> str:
+def text(facts: dict[str, Any]) -> str:
     raw = facts["raw"]
     rows: list[tuple[str, ...]] = []
     for one in facts["results"]:
