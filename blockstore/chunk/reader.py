@@ -282,8 +282,13 @@ class StripeRead(ExtentRead):
         lost = [part.shard_index for part, data in zip(self._needed, found, strict=True) if data is None]
         rebuilt: dict[int, memoryview] = {}
         if lost:
-            known = [shard for shard in self._known(window) if shard != without] if window else []
-            if window is None or len(known) < self._code.k:
+            if window is None or any(
+                data is None and not (window[0] <= start and end <= window[1])
+                for (_, start, end), data in zip(self._needed, found, strict=True)
+            ):
+                return None  # one of them is still waited for
+            known = [shard for shard in self._known(window) if shard != without]
+            if len(known) < self._code.k:
                 return None
             chosen = {shard: self._buffer(shard, window) for shard in islice(known, self._code.k)}
             for shard, data in zip(lost, self._code.reconstruct(chosen, lost), strict=True):

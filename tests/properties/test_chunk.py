@@ -49,7 +49,7 @@ def test_the_parts_of_a_range_are_the_range(value: tuple[bytes, int, int], k: in
     st.sampled_from([(1, 0), (1, 2), (2, 1), (4, 2), (3, 3)]),
     st.data(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_a_read_gives_the_right_bytes_while_k_members_are_right(
     value: tuple[bytes, int, int], code: tuple[int, int], data: st.DataObject
 ) -> None:
