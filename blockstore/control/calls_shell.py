@@ -103,6 +103,8 @@ class Surroundings(Protocol):
 
     def observed(self) -> Observed: ...
 
+    def live_nodes(self) -> frozenset[NodeId]: ...
+
     def event(self, code: str, text: str) -> None: ...
 
 
@@ -226,7 +228,7 @@ class Calls:
 
     def _view(self, volume_name: str) -> View:
         replica = self._replica
-        views, live = replica.views, self._surroundings.observed().live
+        views, live = replica.views, self._surroundings.live_nodes()
         volume = views.volume_by_name(volume_name) if volume_name else None
         return View(
             views.cluster().name,
@@ -325,7 +327,7 @@ class Calls:
         def build() -> Transaction | None:
             return commands.create_volume(
                 views,
-                self._surroundings.observed().live,
+                self._surroundings.live_nodes(),
                 name=message.name,
                 kind=message.kind,
                 policy=message.policy,

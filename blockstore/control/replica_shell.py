@@ -43,6 +43,7 @@ from blockstore.errors import (
     BlockStoreError,
     DeadlineExceeded,
     NotLeader,
+    PermissionDenied,
     ProtocolViolation,
     TransactionConflict,
     Unavailable,
@@ -253,7 +254,8 @@ class Replica:
             except TransactionConflict:
                 raise
             except BlockStoreError as error:
-                if not error.retry:
+                # A member whose copy of control lags does not list a node that just joined: not final either.
+                if not error.retry and not isinstance(error, PermissionDenied):
                     raise
                 avoid.add(leader)
                 last, leader = error, NodeId(0)

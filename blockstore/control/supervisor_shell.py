@@ -170,4 +170,4 @@ class Supervisor:
             if tables_due(replica.views):
                 await self._pause()
             else:
-                await replica.changed(revision)
+                await replica.changed(revision, "disk/")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -250,7 +250,7 @@ class SimCluster:
 
 
 @asynccontextmanager
-async def sim_cluster(n_nodes: int, seed: int = 1) -> AsyncIterator[SimCluster]:
+async def sim_cluster(n_nodes: int, seed: int = 1) -> AsyncGenerator[SimCluster]:
     """A cluster that has come to rest, under the checker."""
     clock = MockedClock()
     carrier = LaneCarrier(clock, random.Random(seed + 2))

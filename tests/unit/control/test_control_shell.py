@@ -227,6 +227,40 @@ async def test_a_restarted_node_comes_back_with_the_next_incarnation(autojump_cl
         await cluster.until(lambda: other.is_live(victim) and restarted.lease_valid(cluster.clock.now()))
 
 
+async def test_a_cluster_that_lost_power_comes_back_by_itself(autojump_clock: MockClock) -> None:
+    async with sim_cluster(3) as cluster:
+        for number in range(3):
+            await cluster.create_volume(1, f"v{number}")
+        await trio.sleep(0.2)
+        for number in (1, 2, 3):
+            cluster.kill(number)
+        await trio.sleep(5)
+        for number in (3, 1, 2):
+            await cluster.start(number)
+        with trio.fail_after(10):
+            for control in cluster.running:
+                await control.started()
+        await cluster.until(
+            lambda: all(control.lease_valid(cluster.clock.now()) for control in cluster.running)
+        )
+        assert {len(control.views.volumes()) for control in cluster.running} == {3}
+        await cluster.create_volume(2, "after")
+
+
+async def test_a_node_knows_whom_to_ask_and_let_in_before_its_copy_is_there(
+    autojump_clock: MockClock,
+) -> None:
+    async with sim_cluster(3) as cluster:
+        await trio.sleep(0.2)
+        for number in (1, 2, 3):
+            cluster.kill(number)
+        await cluster.start(2)  # alone: nobody tells it what is committed
+        control = cluster.machines[2].running
+        assert [node.node for node in control.known.nodes()] == [1, 2, 3]
+        assert control.peer_of_certificate("f" * 64, "client", "root").role == "admin"
+        assert (await refused(cluster, 2, FetchView())).retry
+
+
 async def test_a_voter_dead_for_long_is_replaced(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +323,7 @@ async def test_a_revoked_credential_is_refused_everywhere_and_its_connections_ar
     async with sim_cluster(3) as cluster:
         dropped: list[tuple[NodeId, frozenset[str]]] = []
         for control in cluster.running:
-            control.on_credentials_changed = lambda gone, me=control.me: dropped.append((me, gone))  # type: ignore[misc]
+            control.on_credentials_changed = lambda gone, me=control.me: dropped.append((me, gone))
         mark = "ab" * 32
         await cluster.ask(2, CreateCredential("loader", "read", mark, cluster.request()))
         await cluster.until(lambda: all(control.views.credential("loader") for control in cluster.running))
