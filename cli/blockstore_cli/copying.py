@@ -42,7 +42,7 @@ def run(program: Callable[[], Awaitable[Result]]) -> Result:
 async def upload(settings: Settings, place: Place, uploads: list[Upload]) -> Progress:
     """Put every file. What is already there is overwritten: an interrupted copy may simply be repeated."""
     progress = Progress("copied", len(uploads), sum(item.size for item in uploads))
-    async with settings.open_async() as store:
+    async with _opened(settings) as store:
         bucket = await store.bucket(place.bucket)
 
         async def put(item: Upload) -> None:
@@ -59,7 +59,7 @@ async def upload(settings: Settings, place: Place, uploads: list[Upload]) -> Pro
 
 async def list_downloads(settings: Settings, place: Place) -> tuple[list[Download], Refused]:
     """Plan the copy of everything below `place`."""
-    async with settings.open_async() as store:
+    async with _opened(settings) as store:
         source = await reading(store, place)
         found = [(entry.name, entry.size) async for entry in source.list(prefix=as_folder(place.name))]
     return plan_downloads(found, place.name)
@@ -67,7 +67,7 @@ async def list_downloads(settings: Settings, place: Place) -> tuple[list[Downloa
 
 async def download(settings: Settings, place: Place, downloads: list[Download], target: Path) -> Progress:
     progress = Progress("copied", len(downloads), sum(item.size for item in downloads))
-    async with settings.open_async() as store:
+    async with _opened(settings) as store:
         source = await reading(store, place)
         with TargetTree(target) as tree:
 
@@ -120,6 +120,11 @@ def batches(downloads: Iterable[Download]) -> Iterator[list[Download]]:
 async def reading(store: aio.Store, place: Place) -> aio.Bucket | aio.SnapshotView:
     bucket = await store.bucket(place.bucket)
     return await bucket.at(place.snapshot) if place.snapshot else bucket
+
+
+def _opened(settings: Settings) -> aio.Store:
+    settings.place()
+    return aio.open(settings.store or None, credentials=settings.credentials or None)
 
 
 async def _fetch_pieces(

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import click
 
 import blockstore
-from blockstore import aio
 from blockstore.api.location import Cluster, Directories, resolve
 from blockstore.errors import InvalidRequest
 
@@ -50,11 +49,6 @@ class Settings:
         """For `with`."""
         self.place()
         return blockstore.open(self.store or None, credentials=self.credentials or None)
-
-    def open_async(self) -> aio.Store:
-        """For `async with`."""
-        self.place()
-        return aio.open(self.store or None, credentials=self.credentials or None)
 
 
 def settings() -> Settings:
