@@ -80,23 +80,25 @@ class Inbox:
         self.received_total += count
         return count
 
-    def parse(self, is_over: Callable[[], bool] | None = None) -> None:
-        """Hand over every whole frame, until `is_over`. ProtocolViolation or UnknownFormat for what is
-        none."""
+    def parse(self, is_over: Callable[[], bool] | None = None) -> bool:
+        """Hand over every whole frame. False when `is_over` ended it, and there may be more.
+
+        ProtocolViolation or UnknownFormat for what is no frame.
+        """
         parse_prefix, decode, on_frame = self._wire.parse_prefix, self._wire.decode, self._on_frame
         prefix_bytes = self._wire.prefix_bytes
         view, end = self._view, self._end
         while is_over is None or not is_over():
             if self._payload is not None:
                 if self._filled < len(self._payload):
-                    return
+                    return True
                 self._hand_over_payload()
                 continue
             start = self._start
             header_start = start + prefix_bytes
             if end < header_start:
                 self._needed = prefix_bytes
-                return
+                return True
             prefix = parse_prefix(view, start)
             header_end = header_start + prefix.header_bytes
             payload_bytes = prefix.payload_bytes
@@ -104,7 +106,7 @@ class Inbox:
             needed_end = header_end if is_direct else header_end + payload_bytes
             if end < needed_end:
                 self._needed = needed_end - start
-                return
+                return True
             message = decode(prefix, view[header_start:header_end])
             if is_direct:
                 self._begin_payload(prefix, message, header_end)
@@ -114,6 +116,7 @@ class Inbox:
                 on_frame(prefix, message, Payload(memoryview(bytes(view[header_end:needed_end]))))
             else:
                 on_frame(prefix, message, NO_PAYLOAD)
+        return False
 
     def drop(self) -> None:
         """Give back what is held."""

@@ -207,6 +207,7 @@ class Connection:
     """One accepted connection."""
 
     __slots__ = (
+        "_is_noted",
         "_lane_socket",
         "_listener",
         "_n_calls",
@@ -226,6 +227,7 @@ class Connection:
         self._name = name
         self._since = listener.clock.now()
         self._n_calls = 0
+        self._is_noted = False
         self._opening = trio.CancelScope()
         self._lane_socket = LaneSocket(
             listener.wire, listener.pool, self._on_frame, pauses=True, farewell=self._farewell
@@ -237,12 +239,9 @@ class Connection:
             sock = await self._open()
             if sock is not None:
                 await self._lane_socket.run(sock)
-            reason = self._lane_socket.reason
-            if reason is None or isinstance(reason, ConnectionLost):
-                log.debug("peer %s: closed: %s", self._name, reason)
-            else:
-                log.warning("peer %s: connection closed: %s", self._name, reason)
+            self._note(self._lane_socket.reason)
         finally:
+            self._sock.close()  # already closed, or TLS has taken it over, unless something failed in between
             listener.connections.pop(self, None)
             listener.strangers.pop(self, None)
 
@@ -302,9 +301,11 @@ class Connection:
         secured: ssl.SSLSocket | None = None
         with self._opening:
             try:
-                secured = await shake_hands(self._sock, context, server_side=True)
+                secured = await shake_hands(
+                    self._sock, context, server_side=True, on_failure=self._on_tls_failure
+                )
             except OSError as error:
-                self._lane_socket.end(_strange(error))
+                self._lane_socket.end(lost(error))
         if secured is not None:
             try:
                 self._welcome(secured.getpeercert(binary_form=True) or b"", None)
@@ -324,7 +325,24 @@ class Connection:
         self._name = f"{peer} at {self._name}"
         self._listener.strangers.pop(self, None)
 
+    def _on_tls_failure(self, error: ssl.SSLError) -> None:
+        reason = lost(error)
+        if isinstance(reason, ConnectionLost) and not isinstance(error, ssl.SSLEOFError):
+            reason = ProtocolViolation(str(reason))  # it did not merely hang up: worth a warning
+        self._note(reason)
+
+    def _note(self, reason: BlockStoreError | None) -> None:
+        """One line says why, at the moment it is decided."""
+        if self._is_noted:
+            return
+        self._is_noted = True
+        if reason is None or isinstance(reason, ConnectionLost):
+            log.debug("peer %s: closed: %s", self._name, reason)
+        else:
+            log.warning("peer %s: connection closed: %s", self._name, reason)
+
     def _farewell(self, reason: BlockStoreError) -> bytes:
+        self._note(reason)
         return self._wire.encode(CLOSING, 0, self._wire.failed(reason), 0, 0)
 
     def _on_frame(self, prefix: Prefix, message: Message, payload: Payload) -> None:
@@ -391,14 +409,6 @@ class RealCall:
 
 
 serve_lanes = RealListener
-
-
-def _strange(error: OSError) -> BlockStoreError:
-    """Why a TLS handshake failed; a peer that merely hung up is not worth a warning."""
-    if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-        reason = lost(error)
-        return reason if isinstance(reason, PermissionDenied) else ProtocolViolation(str(reason))
-    return lost(error)
 
 
 def _name(sock: socket.socket, where: Any) -> str:

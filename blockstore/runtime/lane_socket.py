@@ -27,11 +27,12 @@ from blockstore.config import (
     SEND_STALL_SECONDS_MAX,
 )
 from blockstore.errors import BlockStoreError, ConnectionLost, PermissionDenied, ProtocolViolation
-from blockstore.ids import KiB, MiB
+from blockstore.ids import MiB
 from blockstore.runtime.buffers import BufferPool
 from blockstore.runtime.interfaces import Buffer, Wire
 from blockstore.runtime.lane_inbox import Inbox, OnFrame
 from blockstore.runtime.lane_outbox import Outbox
+from blockstore.runtime.sockets import linger
 
 _TICK_BYTES: Final = 4 * MiB  # received before the other tasks get their turn
 
@@ -167,10 +168,9 @@ class LaneSocket:
                 if inbox.is_inside_frame:
                     raise ProtocolViolation("the connection ended inside a frame")
                 return
-            self._parse(sock)
-            while self._pauses and self._is_over():
-                await self._pause()
-                self._parse(sock)
+            while not self._parse(sock):
+                if self._is_over():  # else what was answered has left at once
+                    await self._pause()
             quota -= received
             if inbox.drained:
                 await self._readable.wait(sock)
@@ -179,11 +179,11 @@ class LaneSocket:
                 await trio.lowlevel.checkpoint()
                 quota = _TICK_BYTES
 
-    def _parse(self, sock: socket.socket) -> None:
-        """Handle what has come, and send what it made us answer together."""
+    def _parse(self, sock: socket.socket) -> bool:
+        """Handle what has come, and send what it made us answer together; False if a pause is due first."""
         self._corked = True
         try:
-            self._inbox.parse(self._is_over if self._pauses else None)
+            return self._inbox.parse(self._is_over if self._pauses else None)
         finally:
             self._corked = False
             if self._parked_writer is not None and self.queued_bytes and self._outbox.flush(sock) != "all":
@@ -227,6 +227,9 @@ class LaneSocket:
                     self._parked_writer = trio.lowlevel.current_task()
                     await trio.lowlevel.wait_task_rescheduled(abort)
         except OSError as error:
+            # The reader finds the end too, and before it the peer's last words, if there are any.
+            with trio.move_on_after(FAREWELL_SECONDS_MAX):
+                await trio.sleep_forever()
             self.end(self._refusal or lost(error))
 
     def _wake_writer(self) -> None:
@@ -236,30 +239,19 @@ class LaneSocket:
             trio.lowlevel.reschedule(writer)
 
     async def _leave(self, sock: socket.socket, farewell: bytes) -> None:
-        """Send the last frame and wait for the peer to hang up: closing with bytes unread would reset the
-        connection, and the peer would never read it."""
+        """Send the last frame and give the peer time to read it."""
         self._outbox.put(farewell, (), None)
         self._is_leaving = True
         self._wake_writer()
-        ignored = bytearray(64 * KiB)
-        with trio.move_on_after(FAREWELL_SECONDS_MAX):
-            while True:
-                try:
-                    if not sock.recv_into(ignored):
-                        return
-                    await trio.lowlevel.checkpoint()
-                except (BlockingIOError, ssl.SSLWantReadError):
-                    await self._readable.wait(sock)
-                except ssl.SSLWantWriteError:
-                    await self._writable.wait(sock)
-                except OSError:
-                    return
+        await linger(sock)
 
 
 def lost(error: OSError) -> BlockStoreError:
     """What a socket's error means to whoever used it."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return PermissionDenied(f"the peer's certificate is not of this cluster: {error.verify_message}")
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return ConnectionLost("the peer hung up")
     if isinstance(error, ssl.SSLError):
         reason = error.reason or str(error)
         if "ALERT" in reason and any(

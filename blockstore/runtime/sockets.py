@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -51,9 +51,15 @@ async def connect_unix(path: str) -> socket.socket:
 
 
 async def shake_hands(
-    sock: socket.socket, context: ssl.SSLContext, server_name: str | None = None, *, server_side: bool = False
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    server_name: str | None = None,
+    *,
+    server_side: bool = False,
+    on_failure: Callable[[ssl.SSLError], None] | None = None,
 ) -> ssl.SSLSocket:
-    """TLS over a connected socket, whose ownership passes to the result."""
+    """TLS over a connected socket, whose ownership passes to the result. With `on_failure`: called when it
+    fails, and then the peer gets a moment to read the alert that says why."""
     try:
         secured = context.wrap_socket(
             sock,
@@ -74,10 +80,11 @@ async def shake_hands(
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(secured)
     except BaseException as error:
-        if server_side and isinstance(error, ssl.SSLError):
+        if on_failure is not None and isinstance(error, ssl.SSLError):
+            on_failure(error)
             with suppress(OSError):
                 secured.shutdown(socket.SHUT_WR)  # from here on it is a plain socket
-                await linger(secured)  # the alert that OpenSSL sent says why
+                await linger(secured)
         trio.lowlevel.notify_closing(secured)
         secured.close()
         raise
