@@ -13,7 +13,7 @@ from typing import Self
 
 from blockstore.api.session import VolumeSession
 from blockstore.codec.messages import Found
-from blockstore.errors import InvalidRequest, PreconditionFailed
+from blockstore.errors import InvalidRequest, NotFound, PreconditionFailed
 from blockstore.ids import KiB, MiB
 from blockstore.kinds.bucket import ObjectInfo, object_words
 
@@ -60,10 +60,10 @@ async def fetch_block(session: VolumeSession, version: OpenVersion, start: int, 
     """Bytes of the version. PreconditionFailed when the object was replaced and its bytes are gone."""
     try:
         return await session.fetch_version(version.found, version.at, start, end, version.timeout)
-    except PreconditionFailed:
+    except (PreconditionFailed, NotFound):
         words = object_words(session.name, version.info.name)
         raise PreconditionFailed(
-            f"The {words} was replaced while this file was open; open it again."
+            f"The {words} was replaced or deleted while this file was open, and its bytes are gone."
         ) from None
 
 

@@ -135,7 +135,7 @@ class FakeStore:
         self.heard.append((node, message))
         if node in self.paused:
             return
-        what = type(message.op) if isinstance(message, m.VolumeCall) else type(message)
+        what: type[object] = type(message.op) if isinstance(message, m.VolumeCall) else type(message)
         fault = next((fault for kind, fault in self.faults if kind is what), None)
         if fault is not None:
             self.faults.remove((what, fault))
