@@ -20,11 +20,10 @@ from typing import Any
 import click
 import trio
 
-import blockstore
 from blockstore import aio
 from blockstore.daemon import setup
 from blockstore.daemon.local_cluster import LocalCluster, LocalNode
-from blockstore.errors import InvalidRequest
+from blockstore.errors import BlockStoreError, InvalidRequest
 from blockstore.ids import MiB
 from blockstore_cli.copying import in_flight, run
 from blockstore_cli.dev import wait_until_settled
@@ -201,7 +200,7 @@ async def _overwrite(
                 else:
                     await bucket.put(name, content)
                     head[name] = hashlib.sha256(content).digest()
-            except blockstore.BlockStoreError as error:
+            except BlockStoreError as error:
                 report.refused += 1
                 note(f"  a write was refused: {error}")
                 return
