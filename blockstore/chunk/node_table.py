@@ -27,6 +27,10 @@ class _Node:
         self.suspect_until = 0.0
 
 
+_STRANGER = _Node()
+"""Stands for the node of a disk that no view named; nothing changes it."""
+
+
 class NodeTable:
     """`host_id` is this machine's, if known: nodes on it are the nearest."""
 
@@ -87,11 +91,11 @@ class NodeTable:
     ) -> list[tuple[int, DiskId]]:
         """Members, the one to ask first at the front: sound, near, with the least to do; chance among
         equals."""
-        by_disk, stranger = self._by_disk, _Node()
-        ranked: list[tuple[bool, bool, int, float, tuple[int, DiskId]]] = []
+        by_disk, chance = self._by_disk, rng.random
+        ranked: list[tuple[bool, bool, float, tuple[int, DiskId]]] = []
         for member in members:
-            node = by_disk.get(member[1], stranger)
-            bad = not node.live or node.suspect_until > now
-            ranked.append((bad, not node.local, node.load_bytes, rng.random(), member))
+            node = by_disk.get(member[1], _STRANGER)
+            bad = node.suspect_until > now or not node.live
+            ranked.append((bad, not node.local, node.load_bytes + chance(), member))
         ranked.sort()
-        return [entry[4] for entry in ranked]
+        return [entry[3] for entry in ranked]

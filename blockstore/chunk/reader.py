@@ -48,6 +48,19 @@ class Ask:
 class ExtentRead:
     """Bytes [start, end) of an extent, not empty."""
 
+    __slots__ = (
+        "_open",
+        "end",
+        "errors",
+        "extent",
+        "is_whole",
+        "members",
+        "out",
+        "placement",
+        "result",
+        "start",
+    )
+
     def __init__(self, extent: Extent, placement: Placement, start: int, end: int) -> None:
         assert 0 <= start < end <= extent.length
         self.extent, self.placement = extent, placement
@@ -113,6 +126,8 @@ def extent_read(extent: Extent, placement: Placement, start: int, end: int) -> E
 
 
 class ReplicaRead(ExtentRead):
+    __slots__ = ("_untried",)
+
     def __init__(self, extent: Extent, placement: Placement, start: int, end: int) -> None:
         super().__init__(extent, placement, start, end)
         self._untried = list(self.members)
@@ -142,6 +157,8 @@ class _Held:
 
 
 class StripeRead(ExtentRead):
+    __slots__ = ("_code", "_disk_of", "_held", "_is_begun", "_is_searching", "_needed", "_window")
+
     def __init__(self, extent: Extent, placement: Placement, start: int, end: int) -> None:
         super().__init__(extent, placement, start, end)
         self._code = erasure_code(placement.k, placement.m)

@@ -265,9 +265,8 @@ class DataWriter:
             chunk.n_users -= 1
             for piece in pending:
                 chunk.in_flight_bytes -= piece.extent.length
-            if (
-                pending
-            ):  # cut short: what its members answer to this is not heard any more, so it goes no further
+            if pending:
+                # Cut short: what its members answer is not heard any more, so the chunk goes no further.
                 self._close(chunk)
             self._report(chunk)
 
