@@ -57,6 +57,7 @@ class Bucket(Reading):
         self, session: VolumeSession, view: VolumeView, offload: Offload, wall: Callable[[], float]
     ) -> None:
         super().__init__(session, 0)
+        self.view = view
         self.name = view.name
         self._offload = offload
         self._wall = wall

@@ -169,6 +169,18 @@ class ClusterSession:
             return stale
         raise Unavailable(f"No node of the store answers: {attempts.sentence()}.")
 
+    async def fetch_any_view(self, deadline: float) -> View:
+        """`fetch_view`, again and again until the deadline: for one that is just starting."""
+        backoff = Backoff(self.rng)
+        while True:
+            try:
+                return await self.fetch_view("", deadline)
+            except Unavailable:
+                left = deadline - self.caller.now()
+                if left <= 0:
+                    raise
+                await self.caller.sleep(min(backoff.next(), left))
+
     async def fetch_volume(
         self, name: str, kind: str, deadline: float, avoid: Address | None = None
     ) -> VolumeView:

@@ -19,7 +19,7 @@ from blockstore.runtime.interfaces import Address
 
 DEFAULT_PORT = 7440
 
-Path_ = str | os.PathLike[str]
+PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Cluster:
 
 
 def resolve(
-    location: Path_ | Sequence[Path_] | None,
-    credentials: Path_ | None = None,
+    location: PathLike | Sequence[PathLike] | None,
+    credentials: PathLike | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Directories | Cluster:
     """What is meant; InvalidRequest says what is wrong with it, or how to say it."""
@@ -88,7 +88,7 @@ def _parse_address(part: str, text: str) -> Address:
     return Address(bare, port)
 
 
-def _directories(locations: Sequence[Path_]) -> Directories:
+def _directories(locations: Sequence[PathLike]) -> Directories:
     if not locations:
         raise InvalidRequest("Name at least one directory.")
     paths: list[Path] = []

@@ -17,6 +17,7 @@ class Snapshot(Reading):
     def __init__(self, session: VolumeSession, record: SnapshotRecord) -> None:
         super().__init__(session, record.sequence)
         self.bucket = session.name
+        self.record = record
         self.name = record.name
         self.sequence = record.sequence
         self.created = record.created  # wall clock, seconds since 1970

@@ -65,10 +65,12 @@ class Store:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         self._opened = None
         self._sessions.clear()
-        return await self._opening.__aexit__(kind, error, trace)
+        await self._opening.__aexit__(
+            None, None, None
+        )  # so what the block raised goes on as it is, in no group
 
     # --- buckets
 
@@ -97,12 +99,12 @@ class Store:
             raise AlreadyExists(f"bucket {name!r}, or another volume of that name") from None
         if view.volume is None:
             raise unexpected(view)
-        return self._bucket(view.volume)
+        return self.bucket_of(view.volume)
 
     async def bucket(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Bucket:
         """The bucket of that name. NotFound."""
         check_bucket_name(name)
-        return self._bucket(await self.session(name).fetch_view(timeout))
+        return self.bucket_of(await self.session(name).fetch_view(timeout))
 
     async def buckets(self, *, timeout: float = OPERATION_SECONDS) -> list[VolumeView]:
         """All of them, by name: with `name`, `policy`, `owner` and `epoch`."""
@@ -189,7 +191,8 @@ class Store:
             session = self._sessions[name] = VolumeSession(self._cluster, name, KIND)
         return session
 
-    def _bucket(self, view: VolumeView) -> Bucket:
+    def bucket_of(self, view: VolumeView) -> Bucket:
+        """The bucket that control described so."""
         return Bucket(self.session(view.name), view, self._ready.offload, time.time)
 
     async def _control(self, message: WireMessage, kind: type[M], timeout: float, wait: float = 0.0) -> M:

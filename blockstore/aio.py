@@ -1,0 +1,32 @@
+"""The store for programs that run under trio: the same names as in `blockstore`, with `await`.
+
+```python
+from blockstore import aio
+
+async with aio.connect("tcp://10.0.0.1:7440") as store:
+    photos = await store.bucket("photos")
+    data = await photos.get("cats/1.jpg")
+```
+"""
+
+from __future__ import annotations
+
+from blockstore.api.bucket import Bucket
+from blockstore.api.object_reader import ObjectReader
+from blockstore.api.opening import connect, open
+from blockstore.api.reading import Listing
+from blockstore.api.snapshot import Snapshot
+from blockstore.api.store import Store
+from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
+
+__all__ = [
+    "open",
+    "connect",
+    "Store",
+    "Bucket",
+    "Snapshot",
+    "ObjectReader",
+    "ObjectInfo",
+    "CommonPrefix",
+    "Listing",
+]
