@@ -229,7 +229,7 @@ async def _replay(
 
 async def _replay_chunk(world: World, state: VolumeState, chunk: JournalChunk, position: int) -> int:
     placements = {chunk.chunk: Placement(1, len(chunk.disks) - 1, chunk.disks)}
-    # An extent of one byte more than there is: no part of it is the whole, for which there is no writer's checksum.
+    # One byte more than there is: for the whole, which is never read, there would have to be a writer's checksum.
     extent = Extent(chunk.chunk, 0, chunk.length + 1, chunk.length + 1, 0)
     n_records = 0
     window, window_start = memoryview(b""), position
