@@ -18,9 +18,9 @@ def bucket() -> None:
 @click.option("--policy", default="", help="replicated(N) or ec(K,M); left out, the store's default.")
 @click.option("--exist-ok", is_flag=True, help="Succeed if it is there already, with the same policy.")
 def create(name: str, policy: str, exist_ok: bool) -> None:
-    """Make a bucket."""
-    with settings().open() as store:
-        made = store.create_bucket(name, policy=policy, exist_ok=exist_ok)
+    """Make a bucket; and if --store is a directory that is missing or empty, the store in it."""
+    with settings().open(create=True) as store:
+        made = store.create_bucket(name, policy=policy or None, exist_ok=exist_ok)
         answer({"name": made.name, "policy": made.policy}, f"Bucket {made.name} is there, {made.policy}.")
 
 
@@ -39,9 +39,8 @@ def show(name: str) -> None:
     """Say what a bucket holds and where it is served."""
     with settings().open() as store:
         found = store.bucket(name)
-        info = found.info()
+        facts = {"name": found.name, "policy": found.policy, **found.facts()}
         snapshots = [one.name for one in found.snapshots()]
-    facts = {"name": info.name, "policy": info.policy, "owner": info.owner, "epoch": info.epoch, **info.facts}
     rows = [(title.replace("_", " "), _cell(title, value)) for title, value in facts.items()]
     rows.append(("snapshots", ", ".join(snapshots) or "none"))
     answer({**facts, "snapshots": snapshots}, table(("WHAT", "VALUE"), rows))

@@ -117,18 +117,17 @@ def batches(downloads: Iterable[Download]) -> Iterator[list[Download]]:
         yield batch
 
 
-async def reading(store: aio.Store, place: Place) -> aio.Bucket | aio.SnapshotView:
+async def reading(store: aio.Store, place: Place) -> aio.Bucket | aio.Snapshot:
     bucket = await store.bucket(place.bucket)
     return await bucket.at(place.snapshot) if place.snapshot else bucket
 
 
 def _opened(settings: Settings) -> aio.Store:
-    settings.place()
-    return aio.open(settings.store or None, credentials=settings.credentials or None)
+    return aio.open(settings.store or None, credentials=settings.credentials or None, create=False)
 
 
 async def _fetch_pieces(
-    source: aio.Bucket | aio.SnapshotView, item: Download, tree: TargetTree, progress: Progress
+    source: aio.Bucket | aio.Snapshot, item: Download, tree: TargetTree, progress: Progress
 ) -> None:
     """A large object, all of one version: `open` holds on to the one that was there when it was called."""
     with tree.create(item.parts) as file:

@@ -247,7 +247,7 @@ async def _verify(
 
 
 async def _check_contents(
-    reader: aio.Bucket | aio.SnapshotView,
+    reader: aio.Bucket | aio.Snapshot,
     what: str,
     names: list[str],
     wanted: dict[str, bytes],

@@ -200,12 +200,12 @@ def _report(progress: Progress, refused: Refused) -> None:
     answer(facts, f"Copied {progress.summary()}{left_out}.")
 
 
-def _reading(store: blockstore.Store, place: Place) -> blockstore.Bucket | blockstore.SnapshotView:
+def _reading(store: blockstore.Store, place: Place) -> blockstore.Bucket | blockstore.Snapshot:
     bucket = store.bucket(place.bucket)
     return bucket.at(place.snapshot) if place.snapshot else bucket
 
 
-def _pieces(content: blockstore.ObjectFile, start: int, end: int | None) -> Iterator[bytes]:
+def _pieces(content: blockstore.ObjectReader, start: int, end: int | None) -> Iterator[bytes]:
     """The bytes from `start` up to `end`, or to where the object ends."""
     content.seek(start)
     while end is None or start < end:

@@ -25,16 +25,8 @@ class Settings:
     json: bool = False
 
     def place(self) -> Directories | Cluster:
-        """The store that is meant; InvalidRequest when none was named. The library makes a store of a missing
-        directory; a command whose argument was misspelt must not."""
-        found = resolve(self.store or None, self.credentials or None)
-        if isinstance(found, Directories):
-            for path in found.paths:
-                if not path.is_dir():
-                    raise InvalidRequest(
-                        f"There is no directory {path}; make it first, or say tcp://host:port."
-                    )
-        return found
+        """The store that is meant; InvalidRequest when none was named."""
+        return resolve(self.store or None, self.credentials or None)
 
     def cluster(self) -> Cluster:
         """For what only a cluster can do."""
@@ -45,10 +37,9 @@ class Settings:
             )
         return found
 
-    def open(self) -> blockstore.Store:
-        """For `with`."""
-        self.place()
-        return blockstore.open(self.store or None, credentials=self.credentials or None)
+    def open(self, *, create: bool = False) -> blockstore.Store:
+        """For `with`. What is not there is not made unless said: a misspelt name must not become a store."""
+        return blockstore.open(self.store or None, credentials=self.credentials or None, create=create)
 
 
 def settings() -> Settings:

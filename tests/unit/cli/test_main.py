@@ -76,18 +76,18 @@ def test_json_may_stand_anywhere_and_errors_are_json_too(
 def test_a_directory_that_is_not_there_is_not_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main.run(["--store", str(tmp_path / "typo"), "ls"]) == 64
-    assert "There is no directory" in capsys.readouterr().err
+    assert main.run(["--store", str(tmp_path / "typo"), "ls"]) == 66
+    assert "is not a store: it does not exist" in capsys.readouterr().err
     assert not (tmp_path / "typo").exists()
 
 
 def test_ctrl_c_is_130_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(self: Settings) -> object:
+    def interrupted(self: Settings, *, create: bool = False) -> object:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Settings, "place", interrupted)
+    monkeypatch.setattr(Settings, "open", interrupted)
     assert main.run(["ls"]) == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -95,10 +95,10 @@ def test_ctrl_c_is_130_without_a_traceback(
 def test_errors_of_the_store_give_sentence_next_step_and_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def missing(self: Settings) -> object:
+    def missing(self: Settings, *, create: bool = False) -> object:
         raise NotFound("bucket 'photos'")
 
-    monkeypatch.setattr(Settings, "place", missing)
+    monkeypatch.setattr(Settings, "open", missing)
     assert main.run(["ls", "photos"]) == 66
     assert capsys.readouterr().err == f"There is no bucket 'photos'.\n{NotFound.next_step}\n"
 
