@@ -32,7 +32,8 @@ class BufferPool:
             buffer = idle.pop()
             self.idle_bytes -= size
         else:
-            buffer = mmap.mmap(-1, size)
+            # Private: a child made by fork must not see what is received here later, nor write into it.
+            buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         return Payload(memoryview(buffer)[:length], partial(self._give_back, size, buffer))
 
     def _give_back(self, size: int, buffer: mmap.mmap) -> None:

@@ -211,11 +211,11 @@ class Connection:
         "_lane_socket",
         "_listener",
         "_n_calls",
-        "_name",
         "_opening",
         "_since",
         "_sock",
         "_wire",
+        "name",
         "peer",
     )
 
@@ -224,7 +224,7 @@ class Connection:
         self._listener = listener
         self._wire = listener.wire
         self._sock = sock
-        self._name = name
+        self.name = name
         self._since = listener.clock.now()
         self._n_calls = 0
         self._is_noted = False
@@ -319,10 +319,10 @@ class Connection:
         except BlockStoreError:
             raise
         except Exception as error:
-            log.exception("peer %s: judging who it is failed", self._name)
+            log.exception("peer %s: judging who it is failed", self.name)
             raise PermissionDenied("who you are could not be judged; see the daemon's log") from error
         self.peer = peer
-        self._name = f"{peer} at {self._name}"
+        self.name = f"{peer} at {self.name}"
         self._listener.strangers.pop(self, None)
 
     def _on_tls_failure(self, error: ssl.SSLError) -> None:
@@ -337,9 +337,9 @@ class Connection:
             return
         self._is_noted = True
         if reason is None or isinstance(reason, ConnectionLost):
-            log.debug("peer %s: closed: %s", self._name, reason)
+            log.debug("peer %s: closed: %s", self.name, reason)
         else:
-            log.warning("peer %s: connection closed: %s", self._name, reason)
+            log.warning("peer %s: connection closed: %s", self.name, reason)
 
     def _farewell(self, reason: BlockStoreError) -> bytes:
         self._note(reason)
