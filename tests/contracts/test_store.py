@@ -1,0 +1,282 @@
+"""One suite for every way to a store: both twins, embedded and over a cluster of real daemons.
+
+The tests speak to the async twin; `Awaited` lets the blocking one answer in a thread, under the same names.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+
+import blockstore
+from blockstore import aio
+from blockstore.daemon.local_cluster import LocalCluster
+from blockstore.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+)
+from blockstore.ids import KiB, MiB
+
+
+class Awaited:
+    """A blocking object whose methods run in a thread."""
+
+    def __init__(self, wrapped: object) -> None:
+        self._wrapped = wrapped
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._wrapped, name)
+        if not callable(found) or name in ("seek", "tell"):
+            return found
+        if name == "list":
+            return partial(_async_iterator, found)
+
+        async def call(*args: object, **kwargs: object) -> object:
+            return _awaited(await trio.to_thread.run_sync(partial(found, *args, **kwargs)))
+
+        return call
+
+    async def __aenter__(self) -> Awaited:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        cast("io.BufferedReader", self._wrapped).close()
+
+
+def _awaited(result: object) -> object:
+    if isinstance(result, list):
+        return [_awaited(one) for one in cast("list[object]", result)]
+    kinds = (blockstore.Bucket, blockstore.Snapshot, blockstore.ObjectReader)
+    return Awaited(result) if isinstance(result, kinds) else result
+
+
+async def _async_iterator(
+    listing: Callable[..., Any], *args: object, **kwargs: object
+) -> AsyncIterator[object]:
+    for entry in await trio.to_thread.run_sync(lambda: list(listing(*args, **kwargs))):
+        yield entry
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[LocalCluster]:
+    with LocalCluster.create(tmp_path_factory.mktemp("cluster"), 3, security="tls") as running:
+        yield running
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to open the store, as its twin takes it."""
+
+    twin: str
+    arguments: dict[str, Any]
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[aio.Store]:
+        if self.twin == "aio":
+            async with aio.open(**self.arguments) as store:
+                yield store
+        else:
+            with await trio.to_thread.run_sync(partial(blockstore.open, **self.arguments)) as blocking:
+                yield cast("aio.Store", Awaited(blocking))
+
+
+@pytest.fixture(params=["aio embedded", "blocking embedded", "aio cluster", "blocking cluster"])
+def way(request: pytest.FixtureRequest, tmp_path: Path) -> Way:
+    twin, where = request.param.split()
+    if where == "embedded":
+        return Way(twin, {"location": tmp_path / "store"})
+    running: LocalCluster = request.getfixturevalue("cluster")
+    return Way(twin, {"location": running.location, "credentials": running.credentials})
+
+
+@pytest.fixture
+async def store(way: Way) -> AsyncGenerator[aio.Store]:
+    async with way.open() as found:
+        yield found
+
+
+@pytest.fixture
+async def bucket(store: aio.Store) -> aio.Bucket:
+    return await store.create_bucket(f"b-{uuid.uuid4().hex}")
+
+
+def some_bytes(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+async def test_values_of_every_size_come_back(bucket: aio.Bucket) -> None:
+    for size in (0, 1, 4 * KiB, 128 * KiB, 128 * KiB + 1, 5 * MiB + 7):
+        data = some_bytes(size)
+        info = await bucket.put(f"{size}", data, metadata={"size": str(size)})
+        assert await bucket.get(f"{size}") == data
+        assert (
+            await bucket.get(f"{size}", start=size // 3, end=size - size // 3)
+            == data[size // 3 : size - size // 3]
+        )
+        assert await bucket.stat(f"{size}") == info
+        assert info.metadata == {"size": str(size)}
+    with pytest.raises(NotFound, match=r"no object 'other' in bucket"):
+        await bucket.get("other")
+
+
+async def test_names_are_kept_as_they_are(bucket: aio.Bucket) -> None:
+    names = ["..", ".", "/", "a", "a/b", "a\nb", "\u00e9", "e\u0301", "\x1b[31m", "日本"]
+    for name in names:
+        await bucket.put(name, name.encode())
+    assert sorted(names) == [entry.name async for entry in bucket.list()]
+    assert await bucket.read_many(names) == [name.encode() for name in names]
+
+
+async def test_paths_and_files_go_in_and_come_out(bucket: aio.Bucket, tmp_path: Path) -> None:
+    data = some_bytes(17 * MiB + 1)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    await bucket.put("path", path)
+    await bucket.put("file", io.BytesIO(data[5:]))
+    for name, expected in (("path", data), ("file", data[5:])):
+        async with await bucket.open(name) as file:
+            assert file.info.size == len(expected)
+            assert await file.read(10) == expected[:10]
+            assert file.seek(-10, os.SEEK_END) == len(expected) - 10
+            assert await file.read() == expected[-10:]
+            file.seek(1_000_000)
+            assert await file.read(3_000_000) == expected[1_000_000:4_000_000]
+            assert file.tell() == 4_000_000
+
+
+async def test_conditions(bucket: aio.Bucket) -> None:
+    first = await bucket.put("x", b"1", if_absent=True)
+    with pytest.raises(PreconditionFailed, match="already an object 'x'"):
+        await bucket.put("x", b"2", if_absent=True)
+    second = await bucket.put("x", b"2", if_etag=first.etag)
+    with pytest.raises(PreconditionFailed, match="not the version"):
+        await bucket.delete("x", if_etag=first.etag)
+    assert await bucket.get("x") == b"2"
+    await bucket.delete("x", if_etag=second.etag)
+    with pytest.raises(NotFound):
+        await bucket.delete("x")
+    await bucket.put("x", b"3", if_absent=True)
+
+
+async def test_listing_by_pages_and_folders(bucket: aio.Bucket) -> None:
+    names = [f"{folder}/{index:03}" for folder in range(3) for index in range(400)]
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(bucket.put, name, b"")
+    assert [entry.name async for entry in bucket.list()] == names
+    assert [entry.name async for entry in bucket.list("1/")] == [n for n in names if n.startswith("1/")]
+    folded = [entry async for entry in bucket.list(delimiter="/")]
+    assert [entry.name for entry in folded] == ["0/", "1/", "2/"]
+    assert all(isinstance(entry, blockstore.CommonPrefix) for entry in folded)
+    assert [entry.name async for entry in bucket.list("1/39", delimiter="/")] == [
+        f"1/{n}" for n in range(390, 400)
+    ]
+
+
+async def test_many_are_read_at_once_in_the_order_asked(bucket: aio.Bucket) -> None:
+    values = {f"{size}": some_bytes(size) for size in (*range(300), 20 * KiB, 300 * KiB, 3 * MiB)}
+    async with trio.open_nursery() as nursery:
+        for name, value in values.items():
+            nursery.start_soon(bucket.put, name, value)
+    names = list(values)
+    random.Random(2).shuffle(names)
+    assert await bucket.read_many(names) == [values[name] for name in names]
+    ranged = [(name, 1, len(values[name]) // 2 + 1) for name in names]
+    assert await bucket.read_many(ranged) == [values[name][1 : len(values[name]) // 2 + 1] for name in names]
+    with pytest.raises(NotFound, match="'missing'"):
+        await bucket.read_many([names[0], "missing"])
+
+
+async def test_snapshots_do_not_change(bucket: aio.Bucket) -> None:
+    await bucket.put("kept", b"1")
+    await bucket.put("large", some_bytes(MiB))
+    await bucket.put("deleted", b"1")
+    taken = await bucket.snapshot("before")
+    await bucket.put("kept", b"2")
+    await bucket.put("large", b"2")
+    await bucket.delete("deleted")
+    await bucket.put("new", b"2")
+    for old in (taken, await bucket.at("before"), (await bucket.snapshots())[-1]):
+        assert (old.name, old.bucket) == ("before", bucket.name)
+        assert [entry.name async for entry in old.list()] == ["deleted", "kept", "large"]
+        assert await old.read_many(["kept", "deleted", "large"]) == [b"1", b"1", some_bytes(MiB)]
+        assert await old.get("large", start=5, end=9) == some_bytes(MiB)[5:9]
+        with pytest.raises(NotFound):
+            await old.get("new")
+    with pytest.raises(AlreadyExists):
+        await bucket.snapshot("before")
+    await bucket.delete_snapshot("before")
+    with pytest.raises(NotFound, match="no snapshot 'before'"):
+        await bucket.at("before")
+    assert await bucket.get("kept") == b"2"
+
+
+async def test_buckets_come_and_go(store: aio.Store) -> None:
+    name = f"b-{uuid.uuid4().hex}"
+    made = await store.create_bucket(name, policy="replicated(1)")
+    await made.put("x", b"1")
+    assert name in [one.name for one in await store.buckets()]
+    with pytest.raises(AlreadyExists, match=name):
+        await store.create_bucket(name, policy="replicated(1)")
+    same = await store.create_bucket(name, policy="replicated(1)", exist_ok=True)
+    assert await same.get("x") == b"1"
+    assert (await same.facts())["keys"] == 1
+    await store.delete_bucket(name)
+    with pytest.raises(NotFound, match="no bucket"):
+        await store.bucket(name)
+    with pytest.raises(NotFound, match="no bucket"):
+        await made.get("x")
+    again = await store.create_bucket(name, policy="replicated(1)")
+    with pytest.raises(NotFound, match="no object 'x'"):
+        await again.get("x")
+    for policy in ("replicated(0)", "ec(0,1)", "nonsense"):
+        with pytest.raises(InvalidRequest):
+            await store.create_bucket("other", policy=policy)
+
+
+async def test_it_tells_how_it_is(store: aio.Store) -> None:
+    status = await store.status()
+    assert status.sentence.endswith(".")
+    assert len(await store.nodes()) == len(status.nodes)
+    page = await store.events()
+    assert (await store.events(after=page.next)).next >= page.next
+
+
+async def test_writers_race_and_one_wins(bucket: aio.Bucket) -> None:
+    won: list[int] = []
+
+    async def write(index: int) -> None:
+        try:
+            await bucket.put("x", b"%d" % index, if_absent=True)
+        except PreconditionFailed:
+            return
+        won.append(index)
+
+    async with trio.open_nursery() as nursery:
+        for index in range(16):
+            nursery.start_soon(write, index)
+    assert len(won) == 1
+    assert await bucket.get("x") == b"%d" % won[0]
+
+
+async def test_what_the_block_raises_is_what_comes_out(way: Way) -> None:
+    async def fail() -> None:
+        async with way.open() as store:
+            await store.buckets()
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await fail()
