@@ -1,0 +1,154 @@
+"""The bytes of version 1 of journal, run and head, as they were when it was made, and what the page says of
+them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from blockstore.codec import journal_record, run_file
+from blockstore.codec.journal_record import (
+    DeleteRecord,
+    PutRecord,
+    build_batch,
+    decode_header,
+    decode_records,
+    encode_header,
+    value_offsets,
+)
+from blockstore.codec.messages import Extent, Placement
+from blockstore.codec.run_file import (
+    Root,
+    StoredVersion,
+    decode_blocks,
+    decode_root,
+    decode_version,
+    encode_block,
+    encode_root,
+    encode_version,
+)
+from blockstore.errors import Corrupt, UnknownFormat
+from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
+
+CHUNK = ChunkId(VolumeId(3), 4, 5)
+PAGE = Path(__file__).parents[2] / "docs/formats/volume.md"
+
+
+def batch() -> bytes:
+    put = PutRecord(RequestId(SessionId(1), 2), 1, b"k", b"m", 3, 0xAABBCCDD, -1, True)
+    delete = DeleteRecord(RequestId(SessionId(1), 3), 1, b"k", -1)
+    built = build_batch(9, [(put, b"abc"), (delete, None)])
+    return encode_header(built, CHUNK, 128, 17) + built.body
+
+
+def test_a_batch_has_the_bytes_that_it_always_had() -> None:
+    assert batch().hex() == GOLDEN_BATCH
+
+
+def test_a_batch_reads_back_with_its_values_where_it_says() -> None:
+    data = memoryview(batch())
+    header = decode_header(data, CHUNK, 128)
+    records = decode_records(header, data[64 : 64 + header.n_block], "here")
+    first, second = records
+    assert isinstance(first, PutRecord)
+    assert isinstance(second, DeleteRecord)
+    at = value_offsets(header, records)
+    assert bytes(data[at[0] : at[0] + first.size]) == b"abc"
+    assert at[1] == -1
+    assert header.length == data.nbytes
+
+
+def read_batch(data: memoryview) -> None:
+    header = decode_header(data, CHUNK, 128)
+    decode_records(header, data[64 : 64 + header.n_block], "here")
+
+
+@pytest.mark.parametrize(
+    ("chunk", "offset"),
+    [(CHUNK, 0), (CHUNK, 129), (ChunkId(VolumeId(3), 4, 6), 128), (ChunkId(VolumeId(2), 4, 5), 128)],
+)
+def test_a_batch_in_another_place_is_not_taken(chunk: ChunkId, offset: int) -> None:
+    with pytest.raises(Corrupt):
+        decode_header(memoryview(batch()), chunk, offset)
+
+
+@pytest.mark.parametrize("flipped", [0, 5, 9, 25, 33, 41, 57, 61])
+def test_a_flipped_bit_in_a_header_is_seen(flipped: int) -> None:
+    data = bytearray(batch())
+    data[flipped] ^= 0x10
+    with pytest.raises((Corrupt, UnknownFormat)):
+        read_batch(memoryview(data))
+
+
+def test_a_newer_journal_is_refused_by_its_version() -> None:
+    data = bytearray(batch())
+    data[4] = 2
+    with pytest.raises(UnknownFormat, match="version 2"):
+        decode_header(memoryview(data), CHUNK, 128)
+
+
+def block() -> bytes:
+    extent = Extent(CHUNK, 192, 3, 3, 7)
+    newest = encode_version(StoredVersion(9, b"m", 3, 7, (extent,)))
+    older = encode_version(StoredVersion(5, None))
+    return encode_block(VolumeId(3), 12, 0, [(b"k", newest, (older,)), (b"l", None, ())])
+
+
+def test_a_run_has_the_bytes_that_it_always_had() -> None:
+    assert block().hex() == GOLDEN_BLOCK
+
+
+def test_a_run_reads_back() -> None:
+    (entries,) = decode_blocks(VolumeId(3), memoryview(block()))
+    (key, newest, older), gone = entries
+    assert key == b"k"
+    assert newest is not None
+    assert decode_version(newest).extents[0].chunk == CHUNK
+    assert decode_version(older[0]) == StoredVersion(5, None)
+    assert gone == (b"l", None, ())
+
+
+@pytest.mark.parametrize("flipped", range(0, 60, 3))
+def test_a_flipped_bit_in_a_run_is_seen(flipped: int) -> None:
+    data = bytearray(block())
+    data[flipped] ^= 0x04
+    with pytest.raises((Corrupt, UnknownFormat)):
+        list(decode_blocks(VolumeId(3), memoryview(data)))
+
+
+def test_another_volumes_run_is_not_taken() -> None:
+    with pytest.raises(Corrupt):
+        list(decode_blocks(VolumeId(4), memoryview(block())))
+
+
+def test_a_root_reads_back_and_a_newer_one_is_refused() -> None:
+    root = Root(
+        1, 12, 99, (Extent(CHUNK, 0, 99, 99, 1),), {CHUNK: Placement(1, 1, (DiskId(1), DiskId(2)))}, CHUNK, 64
+    )
+    assert decode_root(encode_root(root)) == root
+    newer = Root(2, *[getattr(root, name) for name in root.__struct_fields__[1:]])
+    with pytest.raises(UnknownFormat):
+        decode_root(encode_root(newer))
+
+
+def test_the_page_says_what_the_code_does() -> None:
+    page = PAGE.read_text()
+    assert f"Journal, version {journal_record.VERSION}" in page
+    assert f"head, version {run_file.VERSION}" in page
+    assert f"a header of {journal_record.HEADER_BYTES} bytes" in page
+    tags = dict(re.findall(r"\| (\d) \| ([a-z ]+) \|", page))
+    kinds = journal_record.JournalRecord.__args__
+    assert sorted(int(tag) for tag in tags) == sorted(kind.__struct_config__.tag for kind in kinds)
+
+
+GOLDEN_BATCH = (
+    "42534a310100000003000000000000000400000000000000090000000000000002000000200000000300000000000000"
+    "11000000000000001ebd2338abe509b4929a0192010201c4016bc4016d03ceaabbccddffc390950292010301c4016bff"
+    "616263"
+)
+GOLDEN_BLOCK = (
+    "425352310100000003000000000000000c0000000000000000000000280000000937bed41ba66a5c9293c4016bc41295"
+    "09c4016d0307919593030405ccc003030791c4069505c000009093c4016cc090"
+)
