@@ -24,6 +24,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from blockstore.codec.checksum import crc32c
+from blockstore.codec.fragment_file import written_bytes
 from blockstore.errors import UnknownFormat
 from blockstore.ids import DiskId, MiB, VolumeId
 from blockstore.runtime.interfaces import Buffer
@@ -32,8 +33,8 @@ VERSION = 1
 NAMES = ("fences-0", "fences-1")
 HEADER_BYTES = 4096
 RECORD_BYTES = 64
-FILE_BYTES = 2 * MiB
-"""Room for 32,704 facts; what is alive of them is rewritten when it is full, and at every start."""
+FILE_BYTES = 1 * MiB
+"""Room for 16,320 facts; what is alive of them is rewritten when it is full, and at every start."""
 RECORDS_MAX = (FILE_BYTES - HEADER_BYTES) // RECORD_BYTES
 
 _MAGIC = b"BSTFENCE"
@@ -102,25 +103,18 @@ def decode_fence_file(content: Buffer, disk: DiskId) -> FenceFile | None:
     seed = crc32c(_IDENTITY.pack(disk, generation))
     facts = list[Fact]()
     synced, first_bad, damaged = 0, -1, False
-    for index in range((len(view) - HEADER_BYTES) // RECORD_BYTES):
-        at = record_offset(index)
-        record = view[at : at + RECORD_BYTES]
-        kind, found_index, volume, epoch, number, record_synced, written_under = _BODY.unpack_from(record)
-        if found_index == index and _U32.unpack_from(record, RECORD_BYTES - 4)[0] == crc32c(
-            record[:-4], seed
-        ):
-            if kind in Kind.__members__.values():
-                facts.append(Fact(Kind(kind), VolumeId(volume), epoch, number))
+    n_written = max(0, written_bytes(view) - HEADER_BYTES) // RECORD_BYTES
+    for index in range(n_written):
+        record = view[HEADER_BYTES + index * RECORD_BYTES :][:RECORD_BYTES]
+        kind, place, volume, epoch, number, record_synced, written_under = _BODY.unpack_from(record)
+        if place == index and _U32.unpack_from(record, RECORD_BYTES - 4)[0] == crc32c(record[:-4], seed):
+            facts.append(Fact(Kind(kind), VolumeId(volume), epoch, number))
             synced = max(synced, record_synced)
         elif first_bad < 0:
             first_bad = index
             # A whole record lies in one sector, so power loss leaves none half written: zeros, or what an
             # earlier generation left at the same place, are the end; anything else has rotted.
-            damaged = any(record) and not (found_index == index and 0 < written_under < generation)
-        if first_bad >= 0 and index >= max(first_bad + 1, synced) + _LOOK_BEYOND:
-            break
-    return FenceFile(generation, tuple(facts), damaged or 0 <= first_bad < synced)
-
-
-_LOOK_BEYOND = 4_096
-"""Records examined past the first invalid one: more than can be under way at once."""
+            damaged = any(record) and not (place == index and 0 < written_under < generation)
+    return FenceFile(
+        generation, tuple(facts), damaged or synced > (n_written if first_bad < 0 else first_bad)
+    )

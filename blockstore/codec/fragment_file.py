@@ -72,6 +72,7 @@ _U32 = struct.Struct("<I")
 _FRAGMENT_IDENTITY = struct.Struct("<QQQI")
 _LOG_IDENTITY = struct.Struct("<QQQII")
 _CRC_AT = 124
+_BLANK = bytes(BLOCK_BYTES)
 
 assert DATA_START % BLOCK_BYTES == 0
 assert _HEADER.size <= _CRC_AT
@@ -114,6 +115,14 @@ class Record(NamedTuple):
 
 def file_bytes(slot_bytes: int) -> int:
     return DATA_START + slot_bytes
+
+
+def written_bytes(content: memoryview) -> int:
+    """Where the blocks that were ever written end; zeros follow, up to the end of `content`."""
+    end = len(content)
+    while end >= BLOCK_BYTES and bytes(content[end - BLOCK_BYTES : end]) == _BLANK:
+        end -= BLOCK_BYTES
+    return end
 
 
 # --- header
@@ -251,8 +260,8 @@ def encode_append(
 
 def decode_records(log: Buffer, log_seed: int, tenancy: int) -> list[Record]:
     """The valid records of this tenancy in `log`, which begins with record 0; each is at its own index."""
-    content = bytes(log).rstrip(b"\0")  # most of a log was never written
-    content += bytes(-len(content) % RECORD_BYTES)
+    view = memoryview(log)
+    content = bytes(view[: written_bytes(view)])  # most of a log was never written
     records = list[Record]()
     for index, fields in enumerate(_RECORD.iter_unpack(content)):
         if fields[6] == tenancy and fields[5] == index:

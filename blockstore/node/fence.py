@@ -9,7 +9,7 @@ that is fenced by now, which the fence refuses; or of the same epoch, which the 
 Tombstones are needed only as long as their epoch is the volume's highest, and go when a fence passes it.
 Past TOMBSTONES_MAX the older half of the largest set is replaced by a floor: every chunk of that epoch
 numbered not above it, and not here, counts as deleted. Numbers are given in order by the owner, so what the
-floor could wrongly refuse is the first append to a chunk opened 8,192 deleted chunks ago.
+floor could wrongly refuse is the first append to a chunk opened 4,096 deleted chunks ago.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from blockstore.codec.fence_file import Fact, Kind
 from blockstore.errors import StaleEpoch
 from blockstore.ids import ChunkId, VolumeId
 
-TOMBSTONES_MAX = 16_384
-"""Half of what a fence file holds; a tebibyte deleted under one epoch, for full chunks."""
+TOMBSTONES_MAX = 8_192
+"""Half of what a fence file holds: half a tebibyte of full chunks deleted under one epoch."""
 
 
 class Fences:

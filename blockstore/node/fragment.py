@@ -252,26 +252,45 @@ class Fragment:
         under_way = list(self.pending)
         self.pending.clear()
         self.length = self.durable
+        self.sealing, self.rewriting = None, False
         return under_way
 
     # --- sealing and deleting
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is under way, or waits for that to seal: `when_idle` is called at its end."""
+        return bool(self.pending) or self.sealing is not None
+
+    def begin_seal(self, length: int) -> bool:
+        """No more appends are taken. True when a seal at this length is under way already."""
+        if self.sealing is not None:
+            if self.sealing != length:
+                raise FragmentSealed(self.sealing)
+            return True
+        if not self.sealed:
+            if self.failed is not None:
+                raise self.failed
+            if not 0 <= length <= self.length:
+                raise OffsetMismatch(self.length)
+            self.sealing = length
+        return False
+
     def seal(self, length: int) -> tuple[Write, ...] | None:
-        """Nothing is under way. What to write; None when it is sealed at `length` already."""
+        """After `begin_seal`, with nothing under way. What to write; None when it is sealed at `length`
+        already."""
         if self.sealed:
             if length != self.length:
                 raise FragmentSealed(self.length)
             return None
         if self.failed is not None:
             raise self.failed
-        if length > self.durable:
-            raise OffsetMismatch(self.durable)
-        assert not self.pending
+        assert not self.pending and self.sealing == length <= self.durable  # noqa: PT018
         index = self.index
         assert index is not None
         n_pieces_kept = bisect_left(index.ends, length) + 1 if length else 0
         n_records = self._n_records if index.bad else n_pieces_kept
-        self.sealing = length
+        self.rewriting = True
         header = self._rewritten(State.SEALED)
         self.header = replace(header, length=length, n_records=n_records)
         return (Write(0, (encode_header(self.header),)),)
@@ -279,7 +298,7 @@ class Fragment:
     def on_sealed(self) -> None:
         assert self.sealing is not None
         self.length = self.durable = self.sealing
-        self.sealed, self.sealing = True, None
+        self.sealed, self.sealing, self.rewriting = True, None, False
 
     def mark_doubtful(self) -> bytes:
         """The header that remembers the doubt."""

@@ -189,7 +189,7 @@ class FragmentServer:
         if disk is None:
             call.fail(_no_disk(message.disk))
             return
-        states, complete = disk.list(message.after, min(message.limit, 10_000))
+        states, complete = disk.list_fragments(message.after, min(message.limit, 10_000))
         call.answer(FragmentList(states, complete))
 
 

@@ -46,17 +46,10 @@ class Slots:
         free.append(header)
         return None
 
-    def take(self, capacity: int) -> Header | None:
-        """A free slot of the right size; its size is one to have spares of from now on."""
-        free = self._free.setdefault(slot_bytes_for(capacity), [])
+    def take(self, size: int) -> Header | None:
+        """A free slot; its size is one to have spares of from now on."""
+        free = self._free.setdefault(size, [])
         return free.pop() if free else None
-
-    def take_larger(self, capacity: int) -> Header | None:
-        """Any free slot that is large enough, for when there is no space to make the right one."""
-        for size in sorted(self._free):
-            if size >= capacity and self._free[size]:
-                return self._free[size].pop()
-        return None
 
     def take_any(self) -> Header | None:
         """Any free slot, to be removed for its space."""

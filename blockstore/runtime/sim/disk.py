@@ -90,6 +90,13 @@ def _put(pages: dict[int, bytearray], offset: int, data: bytes) -> None:
 
 
 def _get(pages: dict[int, bytearray], offset: int, into: memoryview) -> None:
+    if len(into) > len(pages) * PAGE_BYTES:
+        into[:] = bytes(len(into))
+        for page, present in pages.items():  # sparse: look at what there is
+            start, end = max(page * PAGE_BYTES, offset), min((page + 1) * PAGE_BYTES, offset + len(into))
+            if start < end:
+                into[start - offset : end - offset] = present[start % PAGE_BYTES :][: end - start]
+        return
     at = 0
     while at < len(into):
         page, inside = divmod(offset + at, PAGE_BYTES)

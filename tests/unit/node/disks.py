@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from blockstore.codec.checksum import crc32c
-from blockstore.codec.messages import FragmentSpec
+from blockstore.codec.messages import FragmentSpec, FragmentState
 from blockstore.errors import BlockStoreError
-from blockstore.ids import ChunkId, DiskId, MiB, VolumeId
+from blockstore.ids import ChunkId, DiskId, GiB, MiB, VolumeId
 from blockstore.node.disk_shell import DiskShell, format_disk
 from blockstore.runtime.sim.disk import SimDisk
 
@@ -28,11 +29,12 @@ def bytes_for(seed: int, length: int) -> bytes:
 class Bench:
     """One disk, its shell, and the outcomes of what was asked, by tag."""
 
-    def __init__(self, seed: int = 0, **options: int) -> None:
-        self.disk = SimDisk(Random(seed), **options)
+    def __init__(self, seed: int = 0, capacity_bytes: int = GiB) -> None:
+        self.disk = SimDisk(Random(seed), capacity_bytes=capacity_bytes)
         format_disk(self.disk, DISK, CLUSTER)
         self.events = list[tuple[str, str]]()
         self.outcomes = dict[object, object]()
+        self.last_states: tuple[FragmentState, ...] = ()
         self.open()
 
     def open(self) -> None:
@@ -64,6 +66,7 @@ class Bench:
         epoch: int | None = None,
         spec: FragmentSpec | None = SPEC,
         crc: int | None = None,
+        take: Callable[[object], None] | None = None,
     ) -> None:
         self.shell.append(
             where,
@@ -72,10 +75,10 @@ class Bench:
             memoryview(data),
             crc32c(data) if crc is None else crc,
             spec if offset == 0 else None,
-            self.taker(tag),
+            take or self.taker(tag),
         )
 
-    def taker(self, tag: object):  # type: ignore[no-untyped-def]
+    def taker(self, tag: object) -> Callable[[object], None]:
         def take(outcome: object) -> None:
             assert tag not in self.outcomes, "answered twice"
             self.outcomes[tag] = outcome
@@ -84,9 +87,11 @@ class Bench:
 
     # --- the same, to the end
 
-    def appended(self, where: ChunkId, offset: int, data: bytes, **options: object) -> object:
+    def appended(
+        self, where: ChunkId, offset: int, data: bytes, epoch: int | None = None, crc: int | None = None
+    ) -> object:
         tag = object()
-        self.append(tag, where, offset, data, **options)  # type: ignore[arg-type]
+        self.append(tag, where, offset, data, epoch=epoch, crc=crc)
         self.disk.settle()
         return self.outcomes.pop(tag)
 
@@ -102,25 +107,31 @@ class Bench:
         self.disk.settle()
         return self.outcomes.pop(tag)
 
-    def fenced(self, epoch: int, *chunks: ChunkId, volume: VolumeId = VOLUME) -> object:
-        tag = object()
-        self.shell.fence(volume, epoch, chunks, self.taker(tag))
+    def fenced(
+        self, epoch: int, *chunks: ChunkId, volume: VolumeId = VOLUME
+    ) -> tuple[FragmentState, ...] | BlockStoreError:
+        found = list[tuple[FragmentState, ...] | BlockStoreError]()
+        self.shell.fence(volume, epoch, chunks, found.append)
         self.disk.settle()
-        return self.outcomes.pop(tag)
+        (outcome,) = found
+        if isinstance(outcome, tuple):
+            self.last_states = outcome
+        return outcome
 
-    def read(self, where: ChunkId, offset: int, length: int) -> object:
+    def read(self, where: ChunkId, offset: int, length: int) -> bytes | BlockStoreError:
+        found = list[memoryview | BlockStoreError]()
         try:
             data = self.shell.read_now(where, offset, length)
         except BlockStoreError as error:
             return error
         if data is None:
-            tag = object()
-            self.shell.submit_read(where, offset, length, self.taker(tag))
+            self.shell.submit_read(where, offset, length, found.append)
             self.disk.settle()
-            found = self.outcomes.pop(tag)
-            return bytes(found) if isinstance(found, memoryview) else found
-        return bytes(data)
+        else:
+            found.append(data)
+        (outcome,) = found
+        return outcome if isinstance(outcome, BlockStoreError) else bytes(outcome)
 
-    def state(self, where: ChunkId):  # type: ignore[no-untyped-def]
+    def state(self, where: ChunkId) -> FragmentState | None:
         states = self.shell.states((where,))
         return states[0] if states else None

@@ -1,0 +1,134 @@
+"""The slot files of a disk: made ahead, opened when needed, removed when too many. Carries out `slots.py`."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from functools import partial
+
+from blockstore.codec.fragment_file import Header, State, encode_header, file_bytes
+from blockstore.config import CHUNK_BYTES_MAX
+from blockstore.errors import BlockStoreError, NoSpace
+from blockstore.ids import DiskId
+from blockstore.node.slots import Slots, slot_bytes_for
+from blockstore.runtime.interfaces import Disk, File, Write
+
+FOLDER = "fragments"
+FILES_OPEN_MAX = 512
+"""Descriptors of one disk: a node of eight disks stays within 4,096."""
+
+OnSlot = Callable[[Header | BlockStoreError], None]
+
+
+def file_name(slot: int) -> str:
+    return f"{FOLDER}/{slot:08d}"
+
+
+class SlotShell:
+    def __init__(self, disk: Disk, disk_id: DiskId, on_error: Callable[[BlockStoreError], None]) -> None:
+        self.slots = Slots()
+        self._disk = disk
+        self._disk_id = disk_id
+        self._on_error = on_error
+        self._waiting: dict[int, deque[OnSlot]] = {}
+        self._n_removing = 0
+        self._files: OrderedDict[int, File] = OrderedDict()
+
+    def start(self) -> None:
+        self._make(CHUNK_BYTES_MAX)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def file(self, slot: int) -> File:
+        """Open, and kept open as long as it is among the last FILES_OPEN_MAX asked for."""
+        files = self._files
+        file = files.get(slot)
+        if file is not None:
+            files.move_to_end(slot)
+            return file
+        file = files[slot] = self._disk.open(file_name(slot))
+        if len(files) > FILES_OPEN_MAX:
+            _, oldest = files.popitem(last=False)
+            oldest.close()
+        return file
+
+    def drop(self, slot: int) -> None:
+        """Close the handle; an error on it is final."""
+        file = self._files.pop(slot, None)
+        if file is not None:
+            file.close()
+
+    def take(self, capacity: int, on_slot: OnSlot) -> Header | None:
+        """The header of a free slot; None: `on_slot` will be called with one, or with NoSpace or
+        DiskFailed."""
+        size = slot_bytes_for(capacity)
+        free = self.slots.take(size)
+        if free is None:
+            self._waiting.setdefault(size, deque()).append(on_slot)
+        self._make(size)
+        return free
+
+    def free(self, header: Header) -> None:
+        """The slot is free, durably so."""
+        waiting = self._waiting.get(header.slot_bytes)
+        if waiting:
+            waiting.popleft()(header)
+            return
+        unneeded = self.slots.put(header)
+        if unneeded is not None:
+            self._remove(unneeded)
+
+    def _make(self, size: int) -> None:
+        for _ in range(self.slots.to_make(size, len(self._waiting.get(size, ())))):
+            slot = self.slots.number()
+            self._disk.submit_open(file_name(slot), file_bytes(size), partial(self._on_file, slot, size))
+
+    def _on_file(self, slot: int, size: int, outcome: File | BlockStoreError) -> None:
+        if isinstance(outcome, BlockStoreError):
+            self.slots.made(size)
+            self._on_refused(size, outcome)
+            return
+        # Durable before the slot is used: so its size and its tenancy are known after any crash.
+        header = Header(State.FREE, 1, self._disk_id, slot, 0, size)
+        outcome.submit((Write(0, (encode_header(header),)),), partial(self._on_made, header, outcome))
+
+    def _on_made(self, header: Header, file: File, error: BlockStoreError | None) -> None:
+        file.close()
+        self.slots.made(header.slot_bytes)
+        if error is None:
+            self.free(header)
+        else:
+            self._on_refused(header.slot_bytes, error)
+
+    def _on_refused(self, size: int, error: BlockStoreError) -> None:
+        """No new slot can be made. Who waits for one gets the space of free ones of other sizes, or the
+        error."""
+        if not isinstance(error, NoSpace):
+            self._on_error(error)
+        waiting = self._waiting.get(size)
+        if not waiting:
+            return
+        if isinstance(error, NoSpace):
+            unneeded = self.slots.take_any()
+            if unneeded is not None:
+                self._remove(unneeded)
+            if self._n_removing:
+                return  # then it is tried again
+        while waiting:
+            waiting.popleft()(error)
+
+    def _remove(self, header: Header) -> None:
+        self.drop(header.slot)
+        self._n_removing += 1
+        self._disk.submit_remove(file_name(header.slot), self._on_removed)
+
+    def _on_removed(self, error: BlockStoreError | None) -> None:
+        self._n_removing -= 1
+        if error is not None:
+            self._on_error(error)
+        for size, waiting in self._waiting.items():
+            if waiting:
+                self._make(size)

@@ -1,0 +1,573 @@
+"""What a disk of a node answers, and what it then holds."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from blockstore import config
+from blockstore.codec.checksum import crc32c
+from blockstore.codec.fragment_file import DATA_START, LOG_START, RECORD_BYTES
+from blockstore.codec.messages import FragmentSpec
+from blockstore.errors import (
+    AlreadyExists,
+    Busy,
+    Corrupt,
+    DiskFailed,
+    FragmentFull,
+    FragmentSealed,
+    InvalidRequest,
+    NoSpace,
+    NotAStore,
+    NotFound,
+    OffsetMismatch,
+    StaleEpoch,
+    UnknownFormat,
+)
+from blockstore.ids import ChunkId, DiskId, KiB, MiB
+from blockstore.node import disk_shell, slots_shell
+from blockstore.node.disk_shell import DiskShell, format_disk
+from tests.unit.node.disks import CLUSTER, DISK, SPEC, VOLUME, Bench, bytes_for, chunk
+
+A, B = chunk(1), chunk(2)
+SOME = bytes_for(1, 50_000)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench()
+    bench.disk.settle()
+    return bench
+
+
+def file_of(bench: Bench, where: ChunkId) -> str:
+    """The one slot file that holds `where`."""
+    number = where.number.to_bytes(8, "little")
+    names = [
+        name
+        for name in bench.disk.names("fragments")
+        if bench.disk.peek(f"fragments/{name}", 64, 8) == number
+    ]
+    (name,) = names
+    return f"fragments/{name}"
+
+
+# --- appending
+
+
+def test_appended_bytes_are_read_back_in_any_range(bench: Bench) -> None:
+    assert bench.appended(A, 0, SOME) == 50_000
+    assert bench.appended(A, 50_000, SOME) == 100_000
+    for start, length in ((0, 100_000), (0, 1), (16_383, 2), (49_990, 20), (99_999, 1), (20_000, 60_000)):
+        assert bench.read(A, start, length) == (SOME + SOME)[start : start + length]
+
+
+def test_an_append_must_continue_the_fragment_counting_what_is_under_way(bench: Bench) -> None:
+    bench.appended(A, 0, b"")
+    bench.append("first", A, 0, SOME)
+    bench.append("gap", A, 50_001, b"x")
+    bench.append("inside", A, 10, b"x")
+    bench.append("next", A, 50_000, b"x")
+    assert isinstance(bench.outcomes["gap"], OffsetMismatch)
+    assert bench.outcomes["gap"].fields == (50_000,)
+    assert isinstance(bench.outcomes["inside"], OffsetMismatch)
+    assert "first" not in bench.outcomes
+    bench.disk.settle()
+    assert (bench.outcomes["first"], bench.outcomes["next"]) == (50_000, 50_001)
+
+
+def test_a_retry_is_success_once_the_first_is_durable(bench: Bench) -> None:
+    bench.append("first", A, 0, SOME)
+    bench.append("retry", A, 0, SOME)
+    assert not bench.outcomes
+    bench.disk.settle()
+    assert (bench.outcomes["first"], bench.outcomes["retry"]) == (50_000, 50_000)
+    assert bench.appended(A, 50_000, b"more") == 50_004
+    assert bench.appended(A, 0, SOME) == 50_004
+    bench.restart()
+    assert bench.appended(A, 0, SOME) == 50_004
+    assert isinstance(bench.appended(A, 0, SOME[:-1] + b"!"), OffsetMismatch)
+    assert isinstance(bench.appended(A, 0, SOME[:100]), OffsetMismatch)
+
+
+def test_a_payload_that_fails_its_crc_is_not_written(bench: Bench) -> None:
+    assert isinstance(bench.appended(A, 0, SOME, crc=crc32c(SOME) ^ 1), Corrupt)
+    assert bench.state(A) is None
+    assert bench.appended(A, 0, SOME) == 50_000
+    assert isinstance(bench.appended(A, 50_000, b"x", crc=1), Corrupt)
+    assert bench.appended(A, 50_000, b"x") == 50_001
+
+
+def test_only_an_append_with_a_spec_creates(bench: Bench) -> None:
+    bench.append("nothing there", A, 0, b"x", spec=None)
+    assert isinstance(bench.outcomes["nothing there"], NotFound)
+    assert isinstance(bench.appended(A, 0, b"x", epoch=2), InvalidRequest)
+    for spec in (FragmentSpec(0, 1, 2, 0), FragmentSpec(0, 1, 2, 65 * MiB), FragmentSpec(-1, 1, 2, MiB)):
+        bench.append(spec, A, 0, b"x", spec=spec)
+        assert isinstance(bench.outcomes[spec], InvalidRequest)
+
+
+def test_an_empty_append_creates_and_may_be_repeated(bench: Bench) -> None:
+    assert bench.appended(A, 0, b"") == 0
+    assert bench.appended(A, 0, b"") == 0
+    bench.restart()
+    assert bench.state(A) is not None
+    assert bench.appended(A, 0, b"x") == 1
+
+
+def test_a_full_fragment_says_so_and_can_be_sealed(bench: Bench) -> None:
+    spec = FragmentSpec(0, 1, 2, 60_000)
+    bench.append("empty", A, 0, b"", spec=spec)
+    bench.disk.settle()
+    bench.append("fits", A, 0, SOME)
+    bench.append("full", A, 50_000, SOME)
+    assert isinstance(bench.outcomes["full"], FragmentFull)
+    assert bench.appended(A, 50_000, SOME[:10_000]) == 60_000
+    assert isinstance(bench.appended(A, 60_000, b"x"), FragmentFull)
+    assert bench.sealed(A, 60_000) is None
+
+
+def test_the_log_may_be_full_before_the_data(bench: Bench) -> None:
+    records = config.FRAGMENT_LOG_BYTES // RECORD_BYTES
+    for at in range(records):
+        bench.append(at, A, at, b"x")
+        bench.disk.settle()
+    assert isinstance(bench.appended(A, records, b"x"), FragmentFull)
+    bench.restart()
+    assert bench.read(A, 0, records) == b"x" * records
+    assert bench.sealed(A, records) is None
+    bench.restart()
+    assert bench.read(A, 0, records) == b"x" * records
+
+
+def test_the_queue_is_bounded(bench: Bench) -> None:
+    big = bytes(MiB)
+    whole = FragmentSpec(0, 1, 2, 64 * MiB)
+    bench.append(-1, A, 0, b"", spec=whole)
+    bench.append(-2, B, 0, b"", spec=whole)
+    for at in range(64):
+        bench.append(at, A, at * MiB, big)
+    bench.append("one more", B, 0, big)
+    bench.append("too much", B, MiB, big)
+    assert isinstance(bench.outcomes["too much"], Busy)
+    bench.disk.settle()
+    assert bench.outcomes["one more"] == MiB
+    assert bench.appended(B, MiB, big) == 2 * MiB
+
+
+# --- fences
+
+
+def test_a_lower_epoch_is_refused_also_after_a_restart(bench: Bench) -> None:
+    assert bench.appended(A, 0, SOME) == 50_000
+    assert bench.fenced(5, A, B) == (bench.state(A),)
+    for _ in range(2):
+        for refused in (
+            bench.appended(A, 50_000, b"x", epoch=4),
+            bench.appended(B, 0, b"x"),
+            bench.sealed(A, 50_000, 4),
+            bench.deleted(A, 4),
+            bench.fenced(4),
+        ):
+            assert isinstance(refused, StaleEpoch)
+            assert refused.fields[2] == 5
+        bench.restart()
+    assert bench.fenced(5, A) == (bench.state(A),)
+    assert bench.appended(chunk(1, volume=8), 0, b"another volume") == 14
+
+
+def test_a_fence_waits_for_what_is_under_way_and_tells_its_length(bench: Bench) -> None:
+    order = list[str]()
+    bench.appended(A, 0, SOME)
+    bench.append("under way", A, 50_000, SOME, take=lambda outcome: order.append(f"appended {outcome}"))
+
+    def fenced(states: object) -> None:
+        assert states == (bench.state(A),)
+        order.append("fenced")
+
+    bench.shell.fence(VOLUME, 2, (A,), fenced)
+    bench.append("late", A, 100_000, SOME)
+    assert isinstance(bench.outcomes["late"], StaleEpoch)
+    bench.disk.settle()
+    assert order == ["appended 100000", "fenced"]
+    state = bench.state(A)
+    assert state is not None
+    assert state.length == 100_000
+
+
+def test_a_fence_waits_for_a_seal_under_way(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    bench.append("append", A, 50_000, SOME)
+    bench.shell.seal(A, 1, 50_000, bench.taker("seal"))
+    bench.fenced(2, A)
+    (state,) = bench.last_states
+    assert (state.length, state.sealed) == (50_000, True)
+    assert bench.outcomes["seal"] is None
+
+
+def test_an_append_under_a_higher_epoch_is_told_when_the_epoch_is_remembered(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    bench.disk.inject("sync", DiskFailed("sim", "EIO"), "fences-1")
+    bench.append("higher", A, 50_000, b"x", epoch=9)
+    bench.disk.settle()
+    assert isinstance(bench.outcomes["higher"], DiskFailed)
+
+
+def test_a_disk_that_cannot_remember_a_fence_takes_no_writes(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    bench.disk.inject("write", DiskFailed("sim", "EIO"), "fences-1")
+    assert isinstance(bench.fenced(2, A), DiskFailed)
+    assert bench.shell.suspect
+    for refused in (
+        bench.appended(A, 50_000, b"x", epoch=2),
+        bench.appended(chunk(5, 2), 0, b"x"),
+        bench.sealed(A, 50_000, 2),
+        bench.deleted(A, 2),
+        bench.fenced(3),
+    ):
+        assert isinstance(refused, DiskFailed)
+    assert bench.read(A, 0, 100) == SOME[:100]
+
+
+# --- sealing
+
+
+def test_a_seal_fixes_the_length_for_ever(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    bench.appended(A, 50_000, SOME)
+    assert isinstance(bench.sealed(A, 100_001), OffsetMismatch)
+    assert isinstance(bench.sealed(A, -1), OffsetMismatch)
+    assert isinstance(bench.sealed(B, 0), NotFound)
+    assert bench.sealed(A, 50_000) is None
+    for _ in range(2):
+        assert bench.sealed(A, 50_000) is None
+        other = bench.sealed(A, 100_000)
+        assert isinstance(other, FragmentSealed)
+        assert other.fields == (50_000,)
+        assert bench.appended(A, 0, SOME) == 50_000, "a retry of what is stored"
+        assert isinstance(bench.appended(A, 50_000, b"x"), FragmentSealed)
+        assert bench.read(A, 0, 50_000) == SOME
+        assert isinstance(bench.read(A, 49_999, 2), OffsetMismatch)
+        bench.restart()
+
+
+def test_a_seal_may_fall_inside_a_piece(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    assert bench.sealed(A, 20_000) is None
+    bench.restart()
+    assert bench.read(A, 0, 20_000) == SOME[:20_000]
+    assert bench.sealed(A, 20_000) is None
+
+
+def test_a_seal_waits_for_appends_and_takes_no_more(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    bench.append("before", A, 50_000, b"x")
+    for tag in ("seal", "again"):
+        bench.shell.seal(A, 1, 50_000, bench.taker(tag))
+    bench.append("after", A, 50_001, b"y")
+    bench.shell.seal(A, 1, 50_001, bench.taker("other"))
+    assert isinstance(bench.outcomes["after"], FragmentSealed)
+    assert isinstance(bench.outcomes["other"], FragmentSealed)
+    bench.disk.settle()
+    assert (bench.outcomes["before"], bench.outcomes["seal"], bench.outcomes["again"]) == (50_001, None, None)
+
+
+# --- deleting
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_deleted_chunk_never_comes_back(bench: Bench, sealed: bool) -> None:
+    bench.appended(A, 0, SOME)
+    if sealed:
+        bench.sealed(A, 50_000)
+    assert bench.deleted(A) is None
+    for _ in range(2):
+        assert bench.deleted(A) is None
+        assert bench.state(A) is None
+        assert isinstance(bench.read(A, 0, 1), NotFound)
+        refused = bench.appended(A, 0, SOME)
+        assert isinstance(refused, FragmentSealed)
+        assert refused.fields == (0,)
+        assert bench.shell.facts().used_bytes == 0
+        bench.restart()
+    bench.fenced(2)
+    assert isinstance(bench.appended(A, 0, SOME), StaleEpoch)
+    assert isinstance(bench.appended(A, 0, SOME, epoch=2), FragmentSealed)
+
+
+def test_deleting_what_never_was_keeps_it_from_coming(bench: Bench) -> None:
+    assert bench.deleted(B) is None
+    bench.restart()
+    assert isinstance(bench.appended(B, 0, SOME), FragmentSealed)
+
+
+def test_a_delete_waits_for_appends_under_way(bench: Bench) -> None:
+    bench.appended(A, 0, b"")
+    bench.append("append", A, 0, SOME)
+    bench.shell.delete(A, 1, bench.taker("delete"))
+    bench.append("late", A, 50_000, b"x")
+    bench.disk.settle()
+    assert bench.outcomes["append"] == 50_000
+    assert bench.outcomes["delete"] is None
+    assert isinstance(bench.outcomes["late"], FragmentSealed)
+    bench.restart()
+    assert bench.state(A) is None
+
+
+def test_slots_are_used_again_and_too_many_are_removed(bench: Bench) -> None:
+    chunks = [chunk(number) for number in range(1, 21)]
+    for each in chunks:
+        bench.appended(each, 0, SOME)
+    n_files = len(bench.disk.names("fragments"))
+    for each in chunks:
+        assert bench.deleted(each) is None
+    assert len(bench.disk.names("fragments")) < n_files - 12
+    for number in range(30, 33):
+        assert bench.appended(chunk(number), 0, SOME[number:]) == 50_000 - number
+    bench.restart()
+    for number in range(30, 33):
+        assert bench.read(chunk(number), 0, 50_000 - number) == SOME[number:]
+
+
+# --- damage
+
+
+def test_a_flipped_bit_is_never_returned(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    name = file_of(bench, A)
+    bench.disk.flip(name, DATA_START + 20_000)
+    assert isinstance(bench.read(A, 19_000, 2_000), Corrupt)
+    assert bench.read(A, 0, 16_384) == SOME[:16_384], "other blocks are sound"
+    assert bench.read(A, 32_768, 10_000) == SOME[32_768:42_768]
+    assert [code for code, _ in bench.events] == ["fragment-damaged"]
+    assert isinstance(bench.appended(A, 50_000, b"x"), Corrupt), "quarantined"
+    assert bench.sealed(A, 50_000) is None
+
+
+def test_a_misdirected_or_swapped_block_is_not_returned(bench: Bench) -> None:
+    block = SOME[:4096]
+    bench.appended(A, 0, block)
+    bench.appended(A, 4096, block)
+    bench.appended(B, 0, block)
+    name = file_of(bench, A)
+    log = bench.disk.peek(name, LOG_START, 64)
+    bench.disk.overwrite(name, LOG_START, log[32:])  # the second record in the first one's place
+    bench.restart()
+    assert isinstance(bench.read(A, 0, 4096), Corrupt)
+    # The same bytes are at both places; only the sums differ, and records of another chunk fail too.
+    other = bench.disk.peek(file_of(bench, B), LOG_START, 32)
+    assert other[:4] == log[:4]
+    assert other[8:12] != log[8:12]
+
+
+def test_rot_in_acknowledged_records_cuts_nothing(bench: Bench) -> None:
+    for at in range(0, 40_000, 10_000):
+        bench.appended(A, at, SOME[at : at + 10_000])
+    bench.disk.flip(file_of(bench, A), LOG_START + RECORD_BYTES + 5)
+    bench.restart()
+    state = bench.state(A)
+    assert state is not None
+    assert state.length == 40_000
+    assert isinstance(bench.read(A, 12_000, 10), Corrupt)
+    assert bench.read(A, 0, 10_000) == SOME[:10_000]
+    assert bench.read(A, 20_000, 20_000) == SOME[20_000:40_000]
+    assert "fragment-damaged" in dict(bench.events)
+    assert bench.sealed(A, 40_000) is None
+    bench.restart()
+    assert isinstance(bench.read(A, 12_000, 10), Corrupt)
+    assert bench.read(A, 20_000, 20_000) == SOME[20_000:40_000]
+
+
+def test_a_bad_last_append_is_cut_and_the_doubt_remembered(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    bench.appended(A, 50_000, SOME)
+    bench.disk.flip(file_of(bench, A), DATA_START + 60_000)
+    for _ in range(3):
+        bench.restart()
+        state = bench.state(A)
+        assert state is not None
+        assert (state.length, state.doubtful) == (50_000, True)
+    assert bench.appended(A, 50_000, SOME) == 100_000
+    bench.restart()
+    assert bench.read(A, 0, 100_000) == SOME + SOME
+
+
+def test_a_stale_record_never_follows_a_new_one(bench: Bench) -> None:
+    """After a cut, the record behind the cut one is whole; an append of the cut one's size must not revive
+    it."""
+    bench.appended(A, 0, SOME[:1000])
+    for tag in range(2):
+        bench.append(tag, A, 1000 + tag * 1000, bytes([tag]) * 1000)
+    bench.disk.settle()
+    bench.disk.flip(file_of(bench, A), DATA_START + 1500)
+    bench.restart()
+    assert bench.appended(A, 1000, SOME[:1000]) == 2000
+    bench.restart()
+    state = bench.state(A)
+    assert state is not None
+    assert state.length == 2000
+
+
+def test_one_bad_header_copy_is_survived_two_leave_an_incomplete_inventory(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    bench.appended(B, 0, SOME)
+    name = file_of(bench, A)
+    bench.disk.flip(name, 70)
+    bench.restart()
+    assert bench.read(A, 0, 50_000) == SOME
+    bench.disk.flip(name, 4096 + 70)
+    bench.restart()
+    assert "slot-unreadable" in dict(bench.events)
+    states, complete = bench.shell.list_fragments(None, 100)
+    assert [state.chunk for state in states] == [B]
+    assert not complete
+    bench.fenced(1, A)
+    (state,) = bench.last_states
+    assert (state.length, state.sealed, state.doubtful) == (0, False, True), "not: never had a byte"
+
+
+def test_damaged_fences_stop_appends_to_what_they_may_have_fenced(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    bench.fenced(1)
+    bench.fenced(4, volume=chunk(1, volume=9).volume)
+    bench.disk.settle()
+    for name in ("fences-0", "fences-1"):
+        bench.disk.flip(name, 4096 + 20)
+    bench.restart()
+    assert "fences-damaged" in dict(bench.events)
+    assert isinstance(bench.appended(A, 50_000, b"x"), Corrupt)
+    assert bench.read(A, 0, 50_000) == SOME
+    assert bench.appended(B, 0, SOME) == 50_000
+
+
+# --- errors of the disk
+
+
+@pytest.mark.parametrize("operation", ["write", "sync"])
+def test_an_io_error_is_final_for_the_fragment(bench: Bench, operation: str) -> None:
+    bench.appended(A, 0, SOME)
+    bench.appended(B, 0, SOME)
+    bench.disk.inject(operation, DiskFailed("sim", "EIO"), file_of(bench, A))  # type: ignore[arg-type]
+    bench.append("one", A, 50_000, SOME)
+    bench.append("two", A, 100_000, SOME)
+    bench.disk.settle()
+    assert isinstance(bench.outcomes["one"], DiskFailed)
+    assert isinstance(bench.outcomes["two"], DiskFailed)
+    assert isinstance(bench.appended(A, 50_000, SOME), DiskFailed)
+    assert isinstance(bench.sealed(A, 50_000), DiskFailed)
+    assert isinstance(bench.deleted(A), DiskFailed)
+    assert bench.shell.suspect
+    assert bench.read(A, 0, 50_000) == SOME, "what was durable before is still verified and served"
+    assert bench.appended(B, 50_000, SOME) == 100_000, "other fragments go on"
+    assert "disk-failed" in dict(bench.events)
+
+
+def test_a_failed_sync_is_not_believed_by_a_later_one(bench: Bench) -> None:
+    for seed in range(20):
+        bench = Bench(seed)
+        bench.disk.settle()
+        bench.appended(A, 0, SOME)
+        bench.disk.inject("sync", DiskFailed("sim", "EIO"), file_of(bench, A))
+        assert isinstance(bench.appended(A, 50_000, SOME), DiskFailed)
+        bench.crash(Random(seed))
+        state = bench.state(A)
+        assert state is not None
+        assert state.length in (50_000, 100_000)
+        assert bench.read(A, 0, state.length) == (SOME + SOME)[: state.length]
+
+
+def test_a_read_error_is_reported_and_the_disk_suspect(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    bench.disk.inject("read", DiskFailed("sim", "EIO"), file_of(bench, A))
+    assert isinstance(bench.read(A, 0, 100), DiskFailed)
+    assert bench.shell.suspect
+
+
+def test_a_full_disk_refuses_new_chunks_and_still_deletes() -> None:
+    room = 2 * 65 * MiB + 2 * 1 * MiB + 512 + 2 * 8 * KiB
+    bench = Bench(capacity_bytes=room)
+    bench.disk.settle()
+    whole = FragmentSpec(0, 1, 2, 64 * MiB)
+    for number in (1, 2):
+        bench.append(number, chunk(number), 0, SOME, spec=whole)
+    for tag, offset in (("no room", 0), ("nor for this", 50_000)):
+        bench.append(tag, chunk(3), offset, SOME, spec=whole)
+    bench.disk.settle()
+    assert bench.outcomes[1] == bench.outcomes[2] == 50_000
+    assert isinstance(bench.outcomes["no room"], NoSpace)
+    assert isinstance(bench.outcomes["nor for this"], NoSpace)
+    assert bench.appended(chunk(1), 50_000, SOME) == 100_000, "its space was taken beforehand"
+    assert not bench.shell.suspect
+    bench.restart()
+    assert bench.deleted(chunk(1)) is None
+    bench.append("again", chunk(4), 0, SOME, spec=whole)
+    bench.disk.settle()
+    assert bench.outcomes["again"] == 50_000
+
+
+def test_free_slots_of_another_size_give_way() -> None:
+    room = 2 * 65 * MiB + 2 * 1 * MiB + 512 + 2 * 8 * KiB
+    bench = Bench(capacity_bytes=room)
+    bench.disk.settle()
+    assert bench.shell.facts().free_bytes >= 2 * 64 * MiB
+    for number in range(1, 31):  # thirty of 3 MiB with their logs: not beside two free ones of 64 MiB
+        bench.append(number, chunk(number), 0, SOME, spec=SPEC)
+        bench.disk.settle()
+        assert bench.outcomes[number] == 50_000, number
+
+
+# --- what there is
+
+
+def test_the_inventory_is_paged_in_order(bench: Bench) -> None:
+    for number in (5, 1, 4, 2, 3):
+        bench.appended(chunk(number), 0, bytes(number))
+    first, complete = bench.shell.list_fragments(None, 3)
+    assert [(state.chunk.number, state.length) for state in first] == [(1, 1), (2, 2), (3, 3)]
+    assert not complete
+    rest, complete = bench.shell.list_fragments(first[-1].chunk, 3)
+    assert [state.chunk.number for state in rest] == [4, 5]
+    assert complete
+    facts = bench.shell.facts()
+    assert (facts.n_fragments, facts.used_bytes, facts.suspect) == (5, 5 * 2 * MiB, False)
+    assert facts.capacity_bytes == facts.used_bytes + facts.free_bytes
+
+
+def test_open_files_and_indexes_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots_shell, "FILES_OPEN_MAX", 3)
+    monkeypatch.setattr(disk_shell, "INDEXES_MAX", 2)
+    chunks = [chunk(number) for number in range(1, 9)]
+    for _ in range(2):
+        for each in chunks:
+            offset = 0 if bench.state(each) is None else 1000
+            assert bench.appended(each, offset, SOME[:1000]) == offset + 1000
+    for each in chunks:
+        assert bench.sealed(each, 2000) is None
+    for each in chunks * 2:
+        assert bench.read(each, 500, 1000) == SOME[500:1000] + SOME[:500]
+
+
+def test_a_strange_disk_is_refused(bench: Bench) -> None:
+    with pytest.raises(AlreadyExists):
+        format_disk(bench.disk, DISK, CLUSTER)
+
+    def opened(disk: DiskId, cluster: str) -> None:
+        DiskShell(bench.disk, disk, cluster, lambda code, text: None).recover()
+
+    with pytest.raises(NotAStore, match="belongs to cluster test"):
+        opened(DISK, "other")
+    with pytest.raises(NotAStore, match="it is disk 3"):
+        opened(DiskId(4), CLUSTER)
+    bench.disk.remove("superblock")
+    with pytest.raises(NotAStore, match="never formatted"):
+        opened(DISK, CLUSTER)
+
+
+def test_an_unknown_version_is_refused_and_nothing_changed(bench: Bench) -> None:
+    block = bytearray(bench.disk.peek("superblock", 0, 512))
+    block[8] = 9
+    block[508:] = crc32c(block[:508]).to_bytes(4, "little")
+    bench.disk.replace_file("superblock", bytes(block))
+    with pytest.raises(UnknownFormat, match="version 9"):
+        bench.open()
