@@ -164,6 +164,10 @@ class _Node:
         self._follow(nodes, bus)
         nursery.start_soon(self._keep_following, nodes, bus)
         nursery.start_soon(self._own_volumes)
+        if not listens:
+            # Until its one voter leads again, its copy of control lacks what was committed before it was
+            # closed, and the program would be told that its buckets do not exist.
+            await self.control.started()
 
     def program_caller(self) -> Caller:
         return TrioCaller(self._own.seen_as(Peer("local", "program", "admin"), "program"), self._clock)
