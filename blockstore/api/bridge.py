@@ -73,8 +73,12 @@ class ConnectedBridge:
         self._free: list[_Client] = []  # append and pop are atomic
         self._is_closed = False
         client = _Client(place, self._identity)
-        run(reach(client.cluster, place, timeout))
         self._free.append(client)
+        try:
+            run(reach(client.cluster, place, timeout))
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, work: Work[T]) -> T:
         if self._pid != os.getpid():

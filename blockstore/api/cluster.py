@@ -12,9 +12,8 @@ repeats is the same message with the same request id, so applying it twice is ap
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from blockstore import config
 from blockstore.chunk.chunk_shell import NodeTable
@@ -31,6 +30,8 @@ from blockstore.errors import (
 )
 from blockstore.ids import NodeId, RequestId, SessionId
 from blockstore.runtime.interfaces import Address, Caller
+
+T = TypeVar("T")
 
 HEDGE_SECONDS = 0.1
 """A view takes a millisecond; who has not answered by then is slow or gone."""
@@ -62,24 +63,30 @@ class Backoff:
         return pause
 
 
-@dataclass(slots=True)
 class Attempts:
     """What was tried, for the sentence of a failure."""
 
-    count: int = 0
-    last: BlockStoreError | None = None
-    where: str = ""
+    __slots__ = ("count", "last", "telling", "where")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last: BlockStoreError | None = None
+        self.telling: BlockStoreError | None = None
+        self.where: object = ""
 
     def add(self, where: object, error: BlockStoreError) -> None:
         self.count += 1
         self.last = error
-        self.where = str(where)
+        if self.telling is None or not isinstance(
+            error, DeadlineExceeded
+        ):  # that time ran out says nothing new
+            self.telling, self.where = error, where
 
     def sentence(self) -> str:
-        if self.last is None:
+        if self.telling is None:
             return "nothing could be tried in the time given"
         times = "once" if self.count == 1 else f"{self.count} times"
-        return f"tried {times}, last at {self.where}: {type(self.last).__name__}: {self.last}"
+        return f"tried {times}; {self.where}: {type(self.telling).__name__}: {self.telling}"
 
 
 class ClusterSession:
@@ -169,39 +176,45 @@ class ClusterSession:
             return stale
         raise Unavailable(f"No node of the store answers: {attempts.sentence()}.")
 
-    async def fetch_any_view(self, deadline: float) -> View:
-        """`fetch_view`, again and again until the deadline: for one that is just starting."""
+    async def repeat(self, ask: Callable[[], Awaitable[T]], deadline: float) -> T:
+        """What `ask` returns, asked again with pauses until the deadline while nobody can tell."""
         backoff = Backoff(self.rng)
         while True:
             try:
-                return await self.fetch_view("", deadline)
-            except Unavailable:
-                left = deadline - self.caller.now()
-                if left <= 0:
+                return await ask()
+            except BlockStoreError as error:
+                pause = backoff.next()
+                if not may_retry(error) or self.caller.now() + pause >= deadline:
                     raise
-                await self.caller.sleep(min(backoff.next(), left))
+                await self.caller.sleep(pause)
 
     async def fetch_volume(
         self, name: str, kind: str, deadline: float, avoid: Address | None = None
     ) -> VolumeView:
-        """The volume of that name and kind. NotFound only when the leader of control says so too, if it can
-        be asked: another node's copy may be older than the volume."""
+        """The volume of that name and kind. NotFound only when the leader of control says so too: another
+        node's copy may be older than the volume."""
         view = await self.fetch_view(name, deadline, avoid)
         volume = view.volume
         leader = self._addresses.get(view.leader)
-        if volume is None and leader is not None and leader != self._preferred:
-            until = min(deadline, self.caller.now() + config.ATTEMPT_SECONDS)
-            with suppress(Unavailable):
-                answer = await self.caller.call(leader, FetchView(name, self.revision), (), until)
-                answer.payload.release()
-                if isinstance(answer.message, View):
-                    self.learn(answer.message)
-                    volume = answer.message.volume
+        if volume is None:
+            if leader is None:
+                raise Unavailable("No leader of control is known just now, who could say what there is.")
+            if leader != self._preferred or view.revision < self.revision:
+                volume = await self._ask_for_volume(name, leader, deadline)
         if volume is None:
             raise NotFound(f"{kind} {name!r}")
         if volume.kind != kind:
             raise InvalidRequest(f"{name!r} is a {volume.kind}, not a {kind}.")
         return volume
+
+    async def _ask_for_volume(self, name: str, node: Address, deadline: float) -> VolumeView | None:
+        until = min(deadline, self.caller.now() + config.ATTEMPT_SECONDS)
+        answer = await self.caller.call(node, FetchView(name, self.revision), (), until)
+        answer.payload.release()
+        if not isinstance(answer.message, View):
+            raise unexpected(answer.message)
+        self.learn(answer.message)
+        return answer.message.volume
 
     async def control(self, message: WireMessage, deadline: float, wait: float = 0.0) -> WireMessage:
         """Ask control at any node until one answers; NotLeader leads to the leader. `wait` is how long the

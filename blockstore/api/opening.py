@@ -103,7 +103,8 @@ def new_rng() -> random.Random:
 async def reach(cluster: ClusterSession, place: Cluster, timeout: float) -> None:
     """Return when some node has answered."""
     try:
-        await cluster.fetch_any_view(cluster.caller.now() + timeout)
+        deadline = cluster.caller.now() + timeout
+        await cluster.repeat(lambda: cluster.fetch_view("", deadline), deadline)
     except Unavailable as error:
         where = ",".join(f"{seed.host}:{seed.port}" for seed in place.seeds)
         hint = "" if place.credentials else " A cluster with TLS needs credentials, and none were given."

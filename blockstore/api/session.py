@@ -140,7 +140,9 @@ class VolumeSession:
     async def fetch_view(self, timeout: float) -> VolumeView:
         """What control says about the volume. NotFound when there is none."""
         deadline = self._caller.now() + timeout
-        volume = await self.cluster.fetch_volume(self.name, self._kind, deadline)
+        volume = await self.cluster.repeat(
+            lambda: self.cluster.fetch_volume(self.name, self._kind, deadline), deadline
+        )
         self._adopt(volume)
         return volume
 

@@ -115,9 +115,7 @@ class Store:
         """Delete a bucket with all its objects and snapshots. NotFound."""
         check_bucket_name(name)
         cluster = self._cluster
-        await cluster.fetch_volume(
-            name, KIND, cluster.caller.now() + timeout
-        )  # no other kind under this name
+        await self.session(name).fetch_view(timeout)  # there is one, and it is a bucket
         try:
             await self._control(DeleteVolume(name, cluster.next_request()), object, timeout)
         except NotFound:
@@ -140,7 +138,8 @@ class Store:
     async def nodes(self, *, timeout: float = OPERATION_SECONDS) -> list[NodeView]:
         """The nodes that control knows, with their addresses, disks and whether they live."""
         cluster = self._cluster
-        return list((await cluster.fetch_view("", cluster.caller.now() + timeout)).nodes)
+        deadline = cluster.caller.now() + timeout
+        return list((await cluster.repeat(lambda: cluster.fetch_view("", deadline), deadline)).nodes)
 
     # --- credentials
 

@@ -135,7 +135,7 @@ class FakeStore:
         self.heard.append((node, message))
         if node in self.paused:
             return
-        what: type[object] = type(message.op) if isinstance(message, m.VolumeCall) else type(message)
+        what = kind_of(message)
         fault = next((fault for kind, fault in self.faults if kind is what), None)
         if fault is not None:
             self.faults.remove((what, fault))
@@ -373,6 +373,12 @@ class FakeStore:
             crcs.append(crc32c(part))
             data.append(part)
         return m.FragmentData(tuple(crcs), failed), data
+
+
+def kind_of(message: object) -> type[object]:
+    """What a fault is told for: the operation, of a volume call."""
+    asked: object = message.op if isinstance(message, m.VolumeCall) else message
+    return type(asked)
 
 
 @asynccontextmanager
