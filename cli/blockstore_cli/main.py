@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -82,6 +83,10 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return EXIT_USAGE
+    except (Exception, BaseExceptionGroup):
+        traceback.print_exc()
+        note("This is a mistake of ours: please report it, with the lines above.")
+        return BlockStoreError.exit_code
     return code if isinstance(code, int) else 0
 
 
