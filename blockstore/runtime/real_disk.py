@@ -202,6 +202,8 @@ class RealDisk:
             except FileNotFoundError as error:
                 if size is None:
                     raise NotFound(f"file {name} on {self._path}") from error
+            if size > self.free_bytes():  # asked first: a failing preallocation fills the disk for a moment
+                raise NoSpace(self._path)
             self._make_folder(full.parent)
             # Preallocated under another name: a file that bears its own is whole.
             temporary = full.with_name(full.name + ".new")

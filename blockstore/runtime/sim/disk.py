@@ -134,7 +134,7 @@ class SimDisk:
         self._files: dict[str, _Content] = {}
         self._removed: dict[str, _Content] = {}  # whose removal is not durable yet
         self._faults: list[_Fault] = []
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs: deque[tuple[Callable[[], None], bool]] = deque()  # and whether they take time
         self._life = 0  # handles of an earlier one are dead
         self._stalled_until = 0.0
         self._work: trio.Event | None = None
@@ -204,7 +204,8 @@ class SimDisk:
         """Do the next operation; False when nothing is waiting."""
         if not self._jobs:
             return False
-        self._jobs.popleft()()
+        job, _ = self._jobs.popleft()
+        job()
         return True
 
     def settle(self) -> None:
@@ -213,19 +214,19 @@ class SimDisk:
             pass
 
     async def serve(self) -> None:
-        """Run for ever, each step taking its time."""
+        """Run for ever; syncs, reads and creations take their time."""
         clock = self._clock
         assert clock is not None
         while True:
             if not self._jobs:
                 self._work = trio.Event()
                 await self._work.wait()
-            pause = self.rng.uniform(*self._latency)
+            pause = self.rng.uniform(*self._latency) if self._jobs[0][1] else 0.0
             await clock.sleep_until(max(clock.now() + pause, self._stalled_until))
             self.step()
 
-    def enqueue(self, job: Callable[[], None]) -> None:
-        self._jobs.append(job)
+    def enqueue(self, job: Callable[[], None], takes_time: bool = True) -> None:
+        self._jobs.append((job, takes_time))
         if self._work is not None:
             self._work.set()
 
@@ -353,17 +354,20 @@ class SimFile:
 
     def submit(self, writes: Sequence[Write], on_done: OnDone) -> None:
         assert self._life == self._disk.life, "a handle from before the crash"
+        if self._closed:
+            self._disk.enqueue(partial(on_done, DiskFailed(self._name, "closed")))
+            return
         self._queue.append((writes, on_done))
         if not self._busy:
             self._busy = True
-            self._disk.enqueue(self._begin)
+            self._disk.enqueue(self._begin, takes_time=False)
 
     def _begin(self) -> None:
         """Take all that waits; each of its writes is a step, then the sync."""
         self._batch, self._queue = self._queue, []
         for writes, _ in self._batch:
             for write in writes:
-                self._disk.enqueue(partial(self._write, write))
+                self._disk.enqueue(partial(self._write, write), takes_time=False)
         self._disk.enqueue(self._sync)
 
     def _write(self, write: Write) -> None:
@@ -379,7 +383,7 @@ class SimFile:
             self._sync_content()
         batch, self._batch = self._batch, []
         if self._queue:
-            self._disk.enqueue(self._begin)
+            self._disk.enqueue(self._begin, takes_time=False)
         else:
             self._busy = False
         outcome = self._error
@@ -404,6 +408,8 @@ class SimFile:
 
     def write(self, writes: Sequence[Write]) -> None:
         assert self._life == self._disk.life, "a handle from before the crash"
+        if self._closed:
+            raise DiskFailed(self._name, "closed")
         for write in writes:
             self._write(write)
         self._disk.tick()
@@ -453,4 +459,3 @@ class SimFile:
     def close(self) -> None:
         """What is under way is carried out by the next steps."""
         self._closed = True
-        self._error = self._error or (None if self._busy else DiskFailed(self._name, "closed"))
