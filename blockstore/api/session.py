@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from blockstore import config
 from blockstore.api.cluster import (
     HEDGE_SECONDS,
@@ -54,6 +56,7 @@ from blockstore.errors import (
     Busy,
     Corrupt,
     DeadlineExceeded,
+    InvalidRequest,
     NotFound,
     NotOwner,
     PreconditionFailed,
@@ -86,6 +89,9 @@ LOOKUPS_IN_FLIGHT = 4
 
 READ_MANY_BYTES_MAX = 64 * MiB
 """Of values that the owner did not give along, asked of the nodes at once, under one timeout."""
+
+EXTENTS_MAX = 24_000
+"""Of one value: 40 bytes each in a message, they fill a frame's header. 94 GiB in appends of 4 MiB."""
 
 REWRITES_MAX = 3
 """How often the bytes of one large value are written anew because owners changed before it was committed."""
@@ -325,6 +331,8 @@ class VolumeSession:
         writer = self._writer
         while n_bytes := memoryview(piece).nbytes:
             extents += await writer.write(piece, self._caller.now() + timeout)
+            if len(extents) > EXTENTS_MAX:
+                raise InvalidRequest(f"The value is too large: {size:,} bytes took {EXTENTS_MAX:,} appends.")
             crc = crc32c(piece, crc)
             size += n_bytes
             piece = await source.read(TRANSFER_PIECE_BYTES) if n_bytes == TRANSFER_PIECE_BYTES else b""
@@ -516,10 +524,11 @@ class VolumeSession:
     async def _fetch_alone(self, want: _Remote, at: int, timeout: float) -> bytes:
         """The slow way, with retries; a value that was replaced meanwhile comes as it is now."""
         try:
-            found = Found(want.entry, dict(want.placements))
+            entry = msgspec.structs.replace(want.entry, key=want.key)
+            found = Found(entry, dict(want.placements))
             return await self.fetch_version(found, at, want.start, want.end, timeout)
         except PreconditionFailed:
-            found, data = await self.fetch(want.entry.key, at, want.start, want.end, timeout)
+            found, data = await self.fetch(want.key, at, want.start, want.end, timeout)
             want.entry = found.entry
             return data
 
@@ -527,16 +536,23 @@ class VolumeSession:
 class _Remote:
     """A range of a version that the owner did not give along, wanted at `index` of the results."""
 
-    __slots__ = ("end", "entry", "index", "placements", "start")
+    __slots__ = ("end", "entry", "index", "key", "placements", "start")
 
     def __init__(
-        self, index: int, entry: Entry, placements: Mapping[ChunkId, Placement], start: int, end: int
+        self,
+        index: int,
+        key: bytes,
+        entry: Entry,
+        placements: Mapping[ChunkId, Placement],
+        start: int,
+        end: int,
     ) -> None:
-        self.index, self.entry, self.placements, self.start, self.end = index, entry, placements, start, end
+        self.index, self.key, self.entry, self.placements = index, key, entry, placements
+        self.start, self.end = start, end
 
     def verified(self, data: bytes) -> bytes:
         if self.start == 0 and self.end == self.entry.size and crc32c(data) != self.entry.crc:
-            raise Corrupt(f"The value of {self.entry.key!r}", "its checksum is not the one it was put with")
+            raise Corrupt(f"The value of {self.key!r}", "its checksum is not the one it was put with")
         return data
 
 
@@ -571,7 +587,7 @@ def _take_values(op: LookupMany, answer: Answer, results: list[bytes | None], re
             start = end
         n_inline = entry.inline
         if n_inline < 0:
-            remote.append(_Remote(len(results), entry, found.placements, start, end))
+            remote.append(_Remote(len(results), op.keys[index], entry, found.placements, start, end))
             results.append(None)
             continue
         data = bytes(view[offset : offset + n_inline])

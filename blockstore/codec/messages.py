@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
-from blockstore.ids import ChunkId, DiskId, NodeId, RequestId, SessionId, VolumeId
+from blockstore.ids import ChunkId, DiskId, NodeId, RequestId, VolumeId
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False, gc=False):
@@ -243,14 +243,16 @@ class LookupMany(_Message, frozen=True, tag=36):
 
 
 class FoundMany(_Message, frozen=True, tag=37):
-    """In the order asked; None where there is no such key. Entries past the payload bound are not inlined."""
+    """In the order asked, so without key and metadata; None where there is no such key. Entries past the
+    payload bound are not inlined."""
 
     entries: tuple[Entry | None, ...]
     placements: dict[ChunkId, Placement] = {}
 
 
 class ListKeys(_Message, frozen=True, tag=38):
-    """A page in key order: keys with `prefix`, after `after`; with `delimiter` common prefixes are folded."""
+    """A page in key order: keys with `prefix`, after `after`; with `delimiter` common prefixes are folded.
+    `limit` is the most; the owner may answer with fewer, so that the page fits a frame."""
 
     prefix: bytes = b""
     after: bytes = b""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from blockstore.codec.messages import Entry, Found, FoundMany, Lookup, LookupMany
+from blockstore.codec.messages import Entry, Extent, Found, FoundMany, Lookup, LookupMany
 from blockstore.codec.run_file import StoredVersion
 from blockstore.config import FRAME_PAYLOAD_BYTES_MAX, INLINE_BYTES_MAX
 from blockstore.errors import BlockStoreError, NotFound
@@ -57,7 +57,7 @@ class ReadShell:
             if version is None:
                 gathered.note_missing()
             else:
-                self._read_near(version, gathered.taker(index, key, version))
+                self._read_near(version, gathered.taker(index, version))
 
     def _read_near(self, version: StoredVersion, on_value: OnValue) -> None:
         """The whole value if it is small and near, else None."""
@@ -108,17 +108,17 @@ class _Gathered:
     def note_missing(self) -> None:
         self._one_less()
 
-    def taker(self, index: int, key: bytes, version: StoredVersion) -> OnValue:
+    def taker(self, index: int, version: StoredVersion) -> OnValue:
         start, end = clip(*self._op.ranges[index], version.size) if self._op.ranges else (0, version.size)
 
         def take(value: bytes | None) -> None:
             n_bytes = end - start
             if value is None or self._size + n_bytes > FRAME_PAYLOAD_BYTES_MAX:
-                self._entries[index] = _referring(key, version)
+                self._entries[index] = _anonymous(version, version.extents, -1)
                 self._referred.append(version)
             else:
                 self._size += n_bytes
-                self._entries[index] = _inlined(key, version, n_bytes)
+                self._entries[index] = _anonymous(version, (), n_bytes)
                 self._values[index] = value if n_bytes == version.size else memoryview(value)[start:end]
             self._one_less()
 
@@ -143,3 +143,9 @@ def _inlined(key: bytes, version: StoredVersion, n_bytes: int) -> Entry:
 def _referring(key: bytes, version: StoredVersion) -> Entry:
     assert version.meta is not None
     return Entry(key, version.sequence, version.meta, version.size, version.crc, version.extents)
+
+
+def _anonymous(version: StoredVersion, extents: tuple[Extent, ...], n_bytes: int) -> Entry:
+    """Without key and metadata: of many at once, these would not fit one answer, and the asker has the
+    keys."""
+    return Entry(b"", version.sequence, b"", version.size, version.crc, extents, n_bytes)

@@ -17,6 +17,13 @@ from sortedcontainers import SortedList
 
 from blockstore.codec.messages import Entry
 from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version, encode_version
+from blockstore.config import FRAME_HEADER_BYTES_MAX
+
+PAGE_BYTES_MAX = FRAME_HEADER_BYTES_MAX // 2
+"""Of keys and metadata in one page: 1,000 keys with 8 KiB of metadata each are eight frames' worth."""
+
+_ENTRY_BYTES = 32
+"""What an entry takes in a message besides its key and metadata: size, sequence, checksum."""
 
 Freed = list[StoredVersion]
 """Versions that nothing sees any more: their bytes are given back to their chunks."""
@@ -65,8 +72,10 @@ class VersionedMap:
     def page(
         self, prefix: bytes, after: bytes, delimiter: bytes, limit: int, at: int
     ) -> tuple[list[Entry], bool]:
-        """Up to `limit` entries (or common prefixes, with sequence 0) in key order; whether more follow."""
+        """Up to `limit` entries (or common prefixes, with sequence 0) in key order, fewer when their metadata
+        would not fit one answer; whether more follow."""
         entries: list[Entry] = []
+        n_bytes = 0
         start: bytes | None = prefix
         inclusive = True
         if after and after >= prefix:
@@ -82,7 +91,8 @@ class VersionedMap:
                 version = self.find(key, at)
                 if version is None or version.meta is None:
                     continue
-                if len(entries) == limit:
+                n_bytes += len(key) + len(version.meta) + _ENTRY_BYTES
+                if len(entries) == limit or (entries and n_bytes > PAGE_BYTES_MAX):
                     return entries, True
                 cut = key.find(delimiter, len(prefix)) if delimiter else -1
                 if cut >= 0:

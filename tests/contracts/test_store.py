@@ -186,6 +186,15 @@ async def test_listing_by_pages_and_folders(bucket: aio.Bucket) -> None:
     ]
 
 
+async def test_full_metadata_and_long_names_fit_in_many_answers(bucket: aio.Bucket) -> None:
+    names = [f"{index:03}" + "n" * 1_000 for index in range(200)]
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(partial(bucket.put, name, b"x", metadata={"k": "v" * 8_000}))
+    assert [entry.name async for entry in bucket.list()] == names
+    assert await bucket.read_many(names) == [b"x"] * 200
+
+
 async def test_many_are_read_at_once_in_the_order_asked(bucket: aio.Bucket) -> None:
     values = {f"{size}": some_bytes(size) for size in (*range(300), 20 * KiB, 300 * KiB, 3 * MiB)}
     async with trio.open_nursery() as nursery:

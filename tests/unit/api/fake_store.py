@@ -316,12 +316,12 @@ class FakeStore:
                 entries.append(None)
             elif version.value is None:
                 placements |= {extent.chunk: volume.chunks[extent.chunk] for extent in version.extents}
-                entries.append(self._entry(key, version, -1, version.extents))
+                entries.append(self._entry(b"", version, -1, version.extents))
             else:
                 start, end = op.ranges[index] if op.ranges else (0, -1)
                 data = version.value[start : None if end < 0 else end]
                 values.append(data)
-                entries.append(self._entry(key, version, len(data), ()))
+                entries.append(self._entry(b"", version, len(data), ()))
         return m.FoundMany(tuple(entries), placements), values
 
     def _entry(self, key: bytes, version: Version, inline: int, extents: tuple[m.Extent, ...]) -> m.Entry:
