@@ -15,6 +15,7 @@ import trio
 from blockstore.daemon import setup
 from blockstore.daemon.node_directory import NodeDirectory
 from blockstore.daemon.node_shell import open_node
+from blockstore.daemon.real_doors_shell import EmbeddedDoors
 from blockstore.errors import NotAStore
 from blockstore.runtime.interfaces import Address, Caller
 
@@ -33,5 +34,6 @@ async def run_embedded(
     facts = first.read()
     if facts.security != "embedded":
         raise NotAStore(str(paths[0]), "it is a node of a cluster; start it with `blockstore node start`")
-    async with open_node(os.fspath(paths[0])) as node:
-        yield node.caller, node.address
+    doors = EmbeddedDoors(first, facts)
+    async with open_node(facts, doors):
+        yield doors.program, doors.address

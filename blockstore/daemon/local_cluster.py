@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -317,7 +317,7 @@ def free_ports(n_nodes: int, preferred: int | None = None) -> int:
 
 
 @contextmanager
-def _holding(first: int, n_ports: int) -> Iterator[None]:
+def _holding(first: int, n_ports: int) -> Generator[None]:
     with ExitStack() as sockets:
         for port in range(first, first + n_ports):
             taken = sockets.enter_context(socket.socket())

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
 
 import trio
 
+from blockstore.daemon.node_directory import NodeDirectory
 from blockstore.daemon.node_shell import open_node
+from blockstore.daemon.real_doors_shell import DaemonDoors
+from blockstore.errors import NotAStore
+
+DESCRIPTORS_WANTED = 16_384
 
 log = logging.getLogger("blockstore.daemon")
 
@@ -31,15 +37,26 @@ def run_node(directory: Path, *, ready_json: bool = False) -> None:
 
 async def _run(directory: Path, ready_json: bool) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_node(os.fspath(directory)) as node:
-            log.info("node_ready node=%d address=%s pid=%d", node.node, node.address, os.getpid())
+        raise_descriptor_limit()
+        place = NodeDirectory(directory)
+        facts = place.read()
+        if facts.security == "embedded":
+            raise NotAStore(str(directory), "it is a store that programs open; it does not run as a daemon")
+        async with open_node(facts, DaemonDoors(place, facts)):
+            log.info(
+                "node_ready node=%d address=%s:%d pid=%d", facts.node, facts.host, facts.port, os.getpid()
+            )
             if ready_json:
-                facts = {
-                    "node": node.node,
-                    "pid": os.getpid(),
-                    "address": f"{node.address.host}:{node.address.port}",
-                }
-                print(json.dumps(facts), flush=True)
+                ready = {"node": facts.node, "pid": os.getpid(), "address": f"{facts.host}:{facts.port}"}
+                print(json.dumps(ready), flush=True)
             async for number in signals:
-                log.info("node_stops node=%d signal=%s", node.node, signal.Signals(number).name)
+                log.info("node_stops node=%d signal=%s", facts.node, signal.Signals(number).name)
                 break
+
+
+def raise_descriptor_limit() -> None:
+    """A node of many disks and clients holds more files than a shell's usual 1,024 (KILLERS 14)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(DESCRIPTORS_WANTED, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -23,6 +23,7 @@ from blockstore.ids import DiskId, NodeId
 from blockstore.runtime.interfaces import Address
 
 VERSION = 1
+CONTROL = "control"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 UNIX_PATH_BYTES_MAX = 100
 """The system takes 107; the server's own temporary name beside it needs a few."""
@@ -35,7 +36,7 @@ class DiskPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeFacts:
+class NodeFile:
     """What node.json holds."""
 
     cluster: str
@@ -63,10 +64,7 @@ class NodeDirectory:
 
     @property
     def control(self) -> Path:
-        return self.path / "control"
-
-    def disk(self, place: DiskPlace) -> Path:
-        return self.path / place.directory
+        return self.path / CONTROL
 
     def unix_path(self) -> str:
         """Where lanes listen on this host; "" when the directory's name is too long for a socket."""
@@ -76,7 +74,7 @@ class NodeDirectory:
     def exists(self) -> bool:
         return (self.path / "node.json").exists()
 
-    def read(self) -> NodeFacts:
+    def read(self) -> NodeFile:
         """Raise NotAStore or UnknownFormat."""
         try:
             facts = json.loads((self.path / "node.json").read_text())
@@ -84,7 +82,7 @@ class NodeDirectory:
             if version > VERSION:
                 raise UnknownFormat(f"The node in {self.path}", version, VERSION)
             disks = tuple(DiskPlace(DiskId(one["disk"]), one["directory"]) for one in facts.pop("disks"))
-            return NodeFacts(**facts | {"zone": tuple(facts["zone"]), "disks": disks})
+            return NodeFile(**facts | {"zone": tuple(facts["zone"]), "disks": disks})
         except FileNotFoundError:
             why = "it does not exist" if not self.path.exists() else "there is no node.json in it"
             raise NotAStore(str(self.path), why) from None
@@ -93,7 +91,7 @@ class NodeDirectory:
         except (ValueError, KeyError, TypeError) as error:
             raise NotAStore(str(self.path), f"its node.json cannot be understood ({error})") from error
 
-    def write(self, facts: NodeFacts) -> None:
+    def write(self, facts: NodeFile) -> None:
         text = json.dumps({"version": VERSION, **asdict(facts)}, indent=2) + "\n"
         part = self.path / "node.json.part"
         with part.open("w") as file:
@@ -125,7 +123,7 @@ def parse_listen(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def address_of(facts: NodeFacts, directory: NodeDirectory) -> Address:
+def address_of(facts: NodeFile, directory: NodeDirectory) -> Address:
     """Where the node is reached; an embedded one only within its own process."""
     if facts.security == "embedded":
         return Address(facts.host, facts.port)

@@ -9,52 +9,26 @@ from __future__ import annotations
 
 import logging
 import random
-import resource
-import ssl
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import trio
 
 from blockstore.chunk.chunk_shell import ChunkReader, NodeTable
-from blockstore.codec.credential import Bundle, identity_of, read_bundle
-from blockstore.codec.frame import FrameWire
+from blockstore.codec.credential import identity_of
 from blockstore.codec.messages import Hello, NodeView, Ok, Ping, View
 from blockstore.control.commands import Listening
 from blockstore.control.control_shell import Control
 from blockstore.control.health import NodeFacts
-from blockstore.daemon.node_directory import LOOPBACK, NodeDirectory, address_of, host_id
-from blockstore.daemon.node_directory import NodeFacts as NodeFile
-from blockstore.errors import (
-    BlockStoreError,
-    InvalidRequest,
-    PermissionDenied,
-    ProtocolViolation,
-)
+from blockstore.daemon.doors import Admission, Doors, NodeBus
+from blockstore.daemon.node_directory import CONTROL, NodeFile
+from blockstore.errors import BlockStoreError, InvalidRequest, PermissionDenied, ProtocolViolation
 from blockstore.ids import ChunkId, DiskId, NodeId
 from blockstore.node.disk_shell import DiskShell, open_disk_shell
 from blockstore.node.server_shell import FragmentServer
-from blockstore.runtime.interfaces import (
-    Address,
-    BusPeer,
-    Caller,
-    Clock,
-    IncomingCall,
-    Message,
-    Network,
-    Peer,
-)
-from blockstore.runtime.lane_server import RealListener
-from blockstore.runtime.memory_bus import MemoryBus, MemoryCarrier
-from blockstore.runtime.memory_net import MemoryNetwork, RoutedNetwork
-from blockstore.runtime.real_bus import BusKeys, RealBus
-from blockstore.runtime.real_clock import RealClock
-from blockstore.runtime.real_disk import open_real_disk
-from blockstore.runtime.real_net import RealNetwork
-from blockstore.runtime.secret_file import read_secret_file
-from blockstore.runtime.tls import client_context, fingerprint_of, server_context
+from blockstore.runtime.interfaces import Address, BusPeer, IncomingCall, Message, Peer
+from blockstore.runtime.tls import fingerprint_of
 from blockstore.runtime.trio_caller import TrioCaller
 from blockstore.version import RELEASE
 from blockstore.volume.host_shell import VolumeHost
@@ -62,37 +36,19 @@ from blockstore.volume.world import OnRead, World
 
 log = logging.getLogger("blockstore.daemon")
 
-DESCRIPTORS_WANTED = 16_384
-
-
-NodeBus = RealBus | MemoryBus
-
-
-@dataclass(frozen=True, slots=True)
-class RunningNode:
-    """What the process that runs a node may do with it."""
-
-    node: NodeId
-    address: Address
-    caller: Caller  # as the program that runs the node: its administrator
+FOLLOW_SECONDS = 0.2
+"""How often the table of nodes looks at who lives, when nothing else changes it."""
 
 
 @asynccontextmanager
-async def open_node(path: str) -> AsyncGenerator[RunningNode]:
-    """The node in this directory, running until the block is left. Raise NotAStore, UnknownFormat,
-    StoreLocked, AddressInUse, … before anything was changed."""
-    directory = NodeDirectory(path)
-    facts = directory.read()
-    if facts.security == "plain" and facts.host not in LOOPBACK:
-        raise InvalidRequest(f"A plain cluster listens on loopback only, not on {facts.host}.")
-    raise_descriptor_limit()
-    clock = RealClock()
-    rng = random.Random(random.SystemRandom().getrandbits(128))
+async def open_node(facts: NodeFile, doors: Doors) -> AsyncGenerator[Node]:
+    """The node, running until the block is left. Raise NotAStore, UnknownFormat, StoreLocked, AddressInUse, …
+    before anything was changed."""
     try:
         async with AsyncExitStack() as stack:
-            node = _Node(directory, facts, clock, rng)
+            node = Node(facts, doors)
             await node.open(stack)
-            yield RunningNode(facts.node, node.address, node.program_caller())
+            yield node
     except BaseExceptionGroup as group:
         raise _first_own(group) from group
 
@@ -109,126 +65,83 @@ def _first_own(group: BaseExceptionGroup) -> BaseException:
     return error
 
 
-class _Node:
+class Node:
     """The parts of a running node, in the order in which `open` makes them."""
 
-    def __init__(self, directory: NodeDirectory, facts: NodeFile, clock: Clock, rng: random.Random) -> None:
-        self._directory, self._facts, self._clock, self._rng = directory, facts, clock, rng
-        self._disks: dict[DiskId, DiskShell] = {}
-        self._bus_public = b""
-        self._me = Peer("node", str(facts.node), "node")
-        self.address = address_of(facts, directory)
+    def __init__(self, facts: NodeFile, doors: Doors) -> None:
+        self.facts, self.doors = facts, doors
+        self.disks: dict[DiskId, DiskShell] = {}
+        self._early_events: list[tuple[str, str]] | None = []
+        self._admission = Admission(self._authorize, self._check_server, self._node_of_key)
 
     async def open(self, stack: AsyncExitStack) -> None:
-        facts = self._facts
+        facts, doors = self.facts, self.doors
+        enter = stack.enter_async_context
         for place in facts.disks:
-            disk = await stack.enter_async_context(open_real_disk(self._directory.disk(place)))
-            self._disks[place.disk] = await stack.enter_async_context(
+            disk = await enter(doors.open_disk(place.directory))
+            self.disks[place.disk] = await enter(
                 open_disk_shell(disk, place.disk, facts.cluster, self._on_disk_event)
             )
-        control_disk = await stack.enter_async_context(open_real_disk(self._directory.control))
-        self._own = own = await stack.enter_async_context(MemoryNetwork(self._clock))
-        listens = facts.security != "embedded"
-        bundle = read_bundle(str(self._directory.bundle)) if facts.security == "tls" else None
-        self.network: Network = await self._open_network(stack, own, bundle) if listens else own
-        caller = TrioCaller(self.network, self._clock)
-        bus = await self._open_bus(stack)
+        control_disk = await enter(doors.open_disk(CONTROL))
+        network = await enter(doors.open_network(self._admission))
+        bus = await enter(doors.open_bus(self._on_bus, self._admission))
         self.control = Control(
             me=facts.node,
             disk=control_disk,
-            clock=self._clock,
-            rng=random.Random(self._rng.getrandbits(64)),
+            clock=doors.clock,
+            rng=self._fork_rng(),
             bus=bus,
-            network=self.network,
+            network=network,
             release=RELEASE,
             facts=self._tell_facts,
         )
-        self._server = FragmentServer(self._disks, self._clock)
-        nodes = NodeTable(host_id())
-        reader = ChunkReader(caller, nodes, random.Random(self._rng.getrandbits(64)))
-        world = World(
-            facts.node, self._clock, self._rng, self.control, self.network, caller, nodes, reader,
-            _LocalFragments(self._disks),
-        )  # fmt: skip
-        self.host = VolumeHost(world)
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        stack.callback(nursery.cancel_scope.cancel)
-        listening = Listening(
-            facts.host, facts.port, facts.bus_port, self.address.unix, self.address.host_id, self._bus_public
+        self._server = FragmentServer(self.disks, doors.clock)
+        caller = TrioCaller(network, doors.clock)
+        nodes = NodeTable(doors.host_id)
+        reader = ChunkReader(caller, nodes, self._fork_rng())
+        self.host = VolumeHost(
+            World(
+                facts.node,
+                doors.clock,
+                doors.rng,
+                self.control,
+                network,
+                caller,
+                nodes,
+                reader,
+                _LocalFragments(self.disks),
+            )
         )
-        capacities = {disk: shell.facts().capacity_bytes for disk, shell in self._disks.items()}
-        await nursery.start(partial(self.control.run, listening, capacities))
-        own.attach(self.address, self._handle, self._me)
-        if listens:
-            await self._listen(stack, bundle)
+        nursery = await enter(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        await nursery.start(partial(self.control.run, self._listening(), self._capacities()))
+        self._tell_early_events()
+        self._listener = await enter(doors.listen(self._handle, self._admission))
+        self.control.on_credentials_changed = self._drop_revoked
         self._follow(nodes, bus)
         nursery.start_soon(self._keep_following, nodes, bus)
         nursery.start_soon(self._own_volumes)
-        if not listens:
+        if doors.waits_for_state:
             # Until its one voter leads again, its copy of control lacks what was committed before it was
             # closed, and the program would be told that its buckets do not exist.
             await self.control.started()
 
-    def program_caller(self) -> Caller:
-        return TrioCaller(self._own.seen_as(Peer("local", "program", "admin"), "program"), self._clock)
+    def _fork_rng(self) -> random.Random:
+        return random.Random(self.doors.rng.getrandbits(64))
 
-    async def _open_network(
-        self, stack: AsyncExitStack, own: MemoryNetwork, bundle: Bundle | None
-    ) -> Network:
-        real = RealNetwork(
-            self._clock,
-            FrameWire(),
-            ssl_context=_tls(client_context, bundle),
-            hello=Hello(f"node {self._facts.node}", RELEASE) if bundle is None else None,
-            host_id=host_id(),
-            check_server=None if bundle is None else self._check_server,
-        )
-        return RoutedNetwork(own, await stack.enter_async_context(real))
+    def _listening(self) -> Listening:
+        facts, at = self.facts, self.doors.address
+        return Listening(facts.host, facts.port, facts.bus_port, at.unix, at.host_id, self.doors.curve_public)
 
-    async def _open_bus(self, stack: AsyncExitStack) -> NodeBus:
-        facts = self._facts
-        if facts.security == "embedded":
-            return MemoryCarrier().bus(facts.node, self._on_bus)
-        keys = None
-        if facts.security == "tls":
-            keys = BusKeys.from_secret(read_secret_file(str(self._directory.bus_key), "bus key"))
-            self._bus_public = keys.public
-        bus = RealBus(
-            facts.node,
-            self._on_bus,
-            keys,
-            self._node_of_key,
-            self._clock,
-            host=facts.host,
-            port=facts.bus_port,
-        )
-        return await stack.enter_async_context(bus)
-
-    async def _listen(self, stack: AsyncExitStack, bundle: Bundle | None) -> None:
-        listener = RealListener(
-            self.address,
-            self._handle,
-            self._authorize,
-            clock=self._clock,
-            wire=FrameWire(),
-            ssl_context=None
-            if bundle is None
-            else server_context(bundle.ca_certificate, bundle.certificate, bundle.key),
-        )
-        await stack.enter_async_context(listener)
-
-        def drop(fingerprints: frozenset[str]) -> None:
-            for fingerprint in fingerprints:
-                listener.drop(fingerprint, PermissionDenied("This credential has been revoked."))
-
-        self.control.on_credentials_changed = drop
+    def _capacities(self) -> dict[DiskId, int]:
+        return {disk: shell.facts().capacity_bytes for disk, shell in self.disks.items()}
 
     # --- who is let in
 
     def _authorize(self, certificate: bytes | None, hello: Message | None) -> Peer:
         if certificate is not None:
             return self._peer_of(certificate)
-        if self._facts.security != "plain" or not isinstance(hello, Hello):
+        if self.facts.security != "plain" or not isinstance(hello, Hello):
             raise PermissionDenied("This cluster talks only to holders of a listed key.")
         kind, _, name = hello.name.partition(" ")
         if kind == "node" and name.isdecimal():
@@ -253,6 +166,10 @@ class _Node:
         nodes = self.control.known.nodes()
         return next((node.node for node in nodes if node.curve_public == public_key), None)
 
+    def _drop_revoked(self, fingerprints: frozenset[str]) -> None:
+        for fingerprint in fingerprints:
+            self._listener.drop(fingerprint, PermissionDenied("This credential has been revoked."))
+
     # --- what comes in
 
     def _handle(self, call: IncomingCall) -> None:
@@ -268,15 +185,22 @@ class _Node:
 
     def _on_disk_event(self, code: str, text: str) -> None:
         log.warning("disk_event code=%s text=%r", code, text)
-        control = getattr(self, "control", None)
-        if control is not None:
-            control.event(code, text)
+        if self._early_events is None:
+            self.control.event(code, text)
+        else:
+            self._early_events.append((code, text))
+
+    def _tell_early_events(self) -> None:
+        """What the disks' recovery found, before there was anybody to tell."""
+        events, self._early_events = self._early_events or [], None
+        for code, text in events:
+            self.control.event(code, text)
 
     # --- what control hears of this node, and this node of control
 
     def _tell_facts(self) -> NodeFacts:
-        used = tuple((disk, shell.facts().used_bytes) for disk, shell in self._disks.items())
-        suspect = tuple(disk for disk, shell in self._disks.items() if shell.suspect)
+        used = tuple((disk, shell.facts().used_bytes) for disk, shell in self.disks.items())
+        suspect = tuple(disk for disk, shell in self.disks.items() if shell.suspect)
         return NodeFacts(used, suspect, self.host.owned(), self.host.under_protected())
 
     def _follow(self, nodes: NodeTable, bus: NodeBus) -> None:
@@ -291,7 +215,7 @@ class _Node:
             seen.append(
                 NodeView(node.node, node.host, node.port, node.unix, node.host_id, node.zone, live, disks)
             )
-            if node.node != self._facts.node:
+            if node.node != self.facts.node:
                 peers[node.node] = BusPeer(node.host, node.bus_port, node.curve_public)
         nodes.update(View("", known.revision, self.control.leader, tuple(seen), None))
         bus.set_peers(peers)
@@ -301,7 +225,7 @@ class _Node:
         while True:
             revision = self.control.revision
             self._follow(nodes, bus)
-            with trio.move_on_after(0.2):
+            with trio.move_on_after(FOLLOW_SECONDS):
                 await self.control.changed(revision)
 
     async def _own_volumes(self) -> None:
@@ -325,21 +249,8 @@ class _LocalFragments:
         if data is not None:
             on_done(bytes(data))
             return
-        shell.submit_read(
-            chunk,
-            offset,
-            length,
-            lambda found: on_done(found if isinstance(found, BlockStoreError) else bytes(found)),
-        )
 
+        def read(found: memoryview | BlockStoreError) -> None:
+            on_done(found if isinstance(found, BlockStoreError) else bytes(found))
 
-def _tls(make: Callable[[str, str, str], ssl.SSLContext], bundle: Bundle | None) -> ssl.SSLContext | None:
-    return None if bundle is None else make(bundle.ca_certificate, bundle.certificate, bundle.key)
-
-
-def raise_descriptor_limit() -> None:
-    """A node of many disks and clients holds more files than a shell's usual 1,024 (KILLERS 14)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(DESCRIPTORS_WANTED, hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        shell.submit_read(chunk, offset, length, read)

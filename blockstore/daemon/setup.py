@@ -28,7 +28,7 @@ from blockstore.daemon.node_directory import (
     LOOPBACK,
     DiskPlace,
     NodeDirectory,
-    NodeFacts,
+    NodeFile,
     host_id,
     parse_listen,
 )
@@ -107,7 +107,7 @@ def init_cluster(
             admin_record,
         )
         places.finish(
-            NodeFacts(
+            NodeFile(
                 cluster, name, node, security, host, port, _bus_port(port, bus_port), node_record.zone,
                 places.disk_places(disk_ids),
             )
@@ -128,7 +128,7 @@ def init_embedded(directories: Sequence[Path]) -> None:
             disk_ids, cluster, ClusterRecord(cluster, "embedded", time.time(), "plain"), record, None
         )
         places.finish(
-            NodeFacts(
+            NodeFile(
                 cluster,
                 "embedded",
                 node,
@@ -184,9 +184,9 @@ def join_cluster(
         joined, snapshot = trio.run(_join, seeds, admin, request)
         places.format_joined(joined, snapshot)
         places.finish(
-            NodeFacts(
-                joined.cluster, joined.cluster, joined.node, security, host, port, _bus_port(port, bus_port), zone,
-                places.disk_places(joined.disks),
+            NodeFile(
+                joined.cluster, joined.cluster, joined.node, security, host, port,
+                _bus_port(port, bus_port), zone, places.disk_places(joined.disks),
             )
         )  # fmt: skip
     return joined.node
@@ -321,7 +321,7 @@ class _Places:
             async with open_real_disk(path) as disk:
                 format_disk(disk, disk_id, cluster)
 
-    def finish(self, facts: NodeFacts) -> None:
+    def finish(self, facts: NodeFile) -> None:
         self.node.write(facts)
 
 
