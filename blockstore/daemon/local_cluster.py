@@ -156,7 +156,9 @@ class LocalCluster:
     """`with LocalCluster.create(directory, 6) as cluster:` makes and starts it; leaving stops it."""
 
     def __init__(self, directory: Path, security: setup.Security, nodes: Sequence[LocalNode]) -> None:
-        self.directory, self.security, self.nodes = directory, security, list(nodes)  # directory is absolute
+        self.directory = directory  # absolute
+        self.security: setup.Security = security
+        self.nodes = list(nodes)
 
     @classmethod
     def create(
@@ -203,7 +205,10 @@ class LocalCluster:
                 LocalNode(NodeId(node["id"]), directory / node["dir"], node["address"])
                 for node in facts["nodes"]
             ]
-            return cls(directory, facts["security"], nodes)
+            security = facts["security"]
+            if security not in ("tls", "plain"):
+                raise ValueError(f"security is {security!r}")
+            return cls(directory, security, nodes)
         except FileNotFoundError:
             raise NotAStore(str(directory), "there is no cluster.json in it") from None
         except (ValueError, KeyError, TypeError) as error:

@@ -68,9 +68,12 @@ class Raw:
     disk_direct: list[float] = field(default_factory=list)
     loopback: list[float] = field(default_factory=list)
 
-    def measure(self, directory: Path) -> None:
+    def measure_disk(self, directory: Path) -> None:
         self.disk.append(raw_figures.disk_write_bytes_per_second(directory))
         self.disk_direct.append(raw_figures.disk_write_bytes_per_second(directory, direct=True))
+
+    def measure_loopback(self) -> None:
+        """It forks, so not while other threads run."""
         self.loopback.append(raw_figures.loopback_bytes_per_second())
 
 
@@ -95,7 +98,7 @@ def bench(n_nodes: int, runs: int, seconds: float, only: str, directory: Path) -
     raw = Raw()
     rates: Rates = {scenario: [] for scenario in chosen}
     with tempfile.TemporaryDirectory(prefix="blockstore-bench-", dir=directory) as folder:
-        raw.measure(Path(folder))
+        raw.measure_loopback()
         security: setup.Security
         for security in ("plain", "tls"):
             mine = [scenario for scenario in chosen if scenario.security == security]
@@ -104,8 +107,8 @@ def bench(n_nodes: int, runs: int, seconds: float, only: str, directory: Path) -
                 note(f"{n_nodes} daemons, {security}")
                 with LocalCluster.create(where, n_nodes, security=security) as cluster:
                     wait_until_settled(cluster)
-                    run(partial(_measure, cluster, mine, runs, seconds, rates))
-        raw.measure(Path(folder))
+                    run(partial(_measure, cluster, mine, runs, seconds, rates, raw))
+        raw.measure_loopback()
     facts = report(raw, rates, n_nodes, runs, seconds)
     answer(facts, text(facts))
 
@@ -127,7 +130,7 @@ def scenarios() -> list[Scenario]:
 
 
 async def _measure(
-    cluster: LocalCluster, scenarios: list[Scenario], runs: int, seconds: float, rates: Rates
+    cluster: LocalCluster, scenarios: list[Scenario], runs: int, seconds: float, rates: Rates, raw: Raw
 ) -> None:
     content = os.urandom(max(N_OBJECTS))
     async with AsyncExitStack() as stack:
@@ -140,6 +143,7 @@ async def _measure(
         for policy, size in sorted({(scenario.policy, scenario.size) for scenario in scenarios}):
             await _fill(buckets[policy], size, content)
         for round_number in range(runs):
+            raw.measure_disk(cluster.directory)
             for scenario in scenarios:
                 rate = await _one_run(buckets[scenario.policy], scenario, content, seconds)
                 rates[scenario].append(rate)
@@ -184,7 +188,8 @@ async def _one_run(bucket: aio.Bucket, scenario: Scenario, content: bytes, secon
     async def worker() -> None:
         nonlocal n_done, last
         while time.perf_counter() < until:
-            n_done += await request()
+            n_objects_done = await request()  # not `n_done += await`: that would add to what was read before
+            n_done += n_objects_done
             last = time.perf_counter()
 
     async with trio.open_nursery() as nursery:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import trio
 
@@ -146,7 +146,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while pending:
         error = pending.pop()
         if isinstance(error, BaseExceptionGroup):
-            pending += reversed(error.exceptions)
+            pending += cast("tuple[BaseException, ...]", error.exceptions)[::-1]
         else:
             leaves.append(error)
     for kind in (KeyboardInterrupt, BlockStoreError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -71,7 +71,7 @@ def wait_until_settled(cluster: LocalCluster) -> None:
 
 
 @contextmanager
-def _started(directory: Path, n_nodes: int | None, plain: bool, port: int | None) -> Iterator[LocalCluster]:
+def _started(directory: Path, n_nodes: int | None, plain: bool, port: int | None) -> Generator[LocalCluster]:
     """A new cluster, or the one that is there: then its size and security are what they are."""
     if not LocalCluster.exists(directory):
         security: setup.Security = "plain" if plain else "tls"

@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ SECONDS = 30.0
 
 
 @contextmanager
-def dev(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+def dev(*arguments: str) -> Generator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """`blockstore dev` as a process, and what it printed when ready; Ctrl-C stops it at the end."""
     command = [sys.executable, "-m", "blockstore_cli.main", "dev", "--json", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def run(language: str, text: str, folder: Path, variables: dict[str, str]) -> st
 
 
 @contextmanager
-def dev_of(text: str, folder: Path) -> Iterator[dict[str, str]]:
+def dev_of(text: str, folder: Path) -> Generator[dict[str, str]]:
     """The `blockstore dev` command of a block, running; what to export for it."""
     command = DEV.findall(text)[0] + " --json"
     with subprocess.Popen(
