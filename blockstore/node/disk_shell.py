@@ -280,6 +280,8 @@ class DiskShell:
             self._slots.file(fragment.slot).submit(writes, partial(self._on_written, fragment, pending))
 
     def _check(self, chunk: ChunkId, epoch: int) -> None:
+        if chunk.volume < 0 or chunk.epoch < 0 or chunk.number < 0:
+            raise InvalidRequest(f"there is no chunk {chunk}")
         self._fences.check(chunk.volume, epoch)
         if self._fence_shell.failed is not None:
             raise self._fence_shell.failed
@@ -400,9 +402,7 @@ class DiskShell:
         and what was under way for the volume has ended, so that no later answer can contradict them."""
         shell = self._fence_shell
         try:
-            self._fences.check(volume, epoch)
-            if shell.failed is not None:
-                raise shell.failed
+            self._check(ChunkId(volume, 0, 0), epoch)
         except BlockStoreError as error:
             on_done(error)
             return

@@ -106,7 +106,10 @@ class FragmentServer:
 
     def _read(self, call: IncomingCall, message: ReadFragments) -> None:
         ranges = message.ranges
-        if len(ranges) > RANGES_MAX or sum(each.length for each in ranges) > config.FRAME_PAYLOAD_BYTES_MAX:
+        if (
+            len(ranges) > RANGES_MAX
+            or sum(max(0, each.length) for each in ranges) > config.FRAME_PAYLOAD_BYTES_MAX
+        ):
             call.fail(InvalidRequest("that is more than one answer may carry"))
             return
         found: list[memoryview | BlockStoreError | None] = []
