@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -248,3 +251,25 @@ def test_a_role_that_may_read_may_not_write(
     command("ls", "c1", *mine, code=77)
     listed = command("credential", "list", "--json").json()["credentials"]
     assert [one["revoked"] for one in listed if one["name"] == "reader"] == [True]
+
+
+def test_ctrl_c_ends_what_waits_quietly() -> None:
+    following = [sys.executable, "-m", "blockstore_cli.main", "cluster", "events", "--follow"]
+    with subprocess.Popen(following, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()  # it is at work
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert (process.returncode, told.strip()) == (130, "Interrupted.")
+
+
+def test_a_reader_that_has_gone_is_no_catastrophe() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    listing = [sys.executable, "-m", "blockstore_cli.main", "node", "list"]
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run(
+            listing, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=30, check=False
+        )
+    assert done.returncode != 0
+    assert done.stderr == ""
