@@ -165,9 +165,9 @@ class LaneSocket:
                 await self._writable.wait(sock)
                 continue
             if received == 0:
-                if inbox.is_inside_frame:
+                if inbox.is_inside_frame and self._pauses:
                     raise ProtocolViolation("the connection ended inside a frame")
-                return
+                return  # a server's process died, as a rule: to its clients the connection is lost, like any
             while not self._parse(sock):
                 if self._is_over():  # else what was answered has left at once
                     await self._pause()
