@@ -174,7 +174,8 @@ class Reading:
         """The bytes of many objects, or `(name, start, end)` ranges of them, in the order asked. NotFound
         names the first that is missing. One request for hundreds of small objects: this is how to read a data
         set."""
-        return self._bridge.run(lambda store: self._of(store).read_many(wanted, timeout=timeout))
+        asked = tuple(wanted)  # here: an embedded store works in another thread
+        return self._bridge.run(lambda store: self._of(store).read_many(asked, timeout=timeout))
 
     def stat(self, name: str, *, timeout: float = OPERATION_SECONDS) -> ObjectInfo:
         """Size, etag, times and metadata of an object. NotFound."""

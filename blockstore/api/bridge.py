@@ -123,10 +123,15 @@ class EmbeddedBridge:
         self._store: Store | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._stop: trio.Event | None = None
+        self._is_closed = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name="blockstore", daemon=True)
         self._thread.start()
-        self._ready.wait()
+        try:
+            self._ready.wait()
+        except BaseException:  # Ctrl-C: a node that is only just starting stops as soon as it has
+            self.close()
+            raise
         if self._store is None:
             self._thread.join()
             assert self._failure is not None
@@ -152,6 +157,7 @@ class EmbeddedBridge:
         if self._pid != os.getpid():
             return
         atexit.unregister(self.close)
+        self._is_closed = True
         token, stop, self._token = self._token, self._stop, None
         if token is not None and stop is not None:
             with suppress(trio.RunFinishedError):
@@ -159,6 +165,8 @@ class EmbeddedBridge:
         self._thread.join(STOP_SECONDS)
 
     def _over(self) -> BlockStoreError:
+        if not self._is_closed:
+            self._thread.join(STOP_SECONDS)  # it is ending, and will have said why
         if self._failure is None:
             return InvalidRequest("This store is closed.")
         return Unavailable(f"The store in {self._place.paths[0]} stopped: {self._failure}")
@@ -178,7 +186,8 @@ class EmbeddedBridge:
             self._store, self._stop = store, stop
             self._token = trio.lowlevel.current_trio_token()
             self._ready.set()
-            await stop.wait()
+            if not self._is_closed:
+                await stop.wait()
 
 
 async def _awaited(work: Callable[[Store], Awaitable[T]], store: Store) -> T:

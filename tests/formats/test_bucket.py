@@ -1,4 +1,4 @@
-"""The bytes of an object's metadata, version 1, as they were when it was made, and what the page says of them."""
+"""The bytes of an object's metadata, version 1, as they were when it was made, and what the page says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from blockstore.kinds import bucket
 
 PAGE = (Path(__file__).parents[2] / "docs/formats/bucket.md").read_text()
 
-GOLDEN = {
+GOLDEN: dict[str, tuple[float, dict[str, str]]] = {
     "9301cb000000000000000080": (0.0, {}),
     "9301cb3ff800000000000081a377686fa26d65": (1.5, {"who": "me"}),
 }
