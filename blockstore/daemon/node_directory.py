@@ -118,7 +118,7 @@ def host_id() -> str:
 def parse_listen(text: str) -> tuple[str, int]:
     """The two parts of `host:port`."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+    if not colon or not host or not port.isdigit() or not 0 < int(port) <= 65_535:
         raise InvalidRequest(f"{text!r} is no address to listen on; write it like 127.0.0.1:7440.")
     return host.strip("[]"), int(port)
 

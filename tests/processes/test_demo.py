@@ -9,7 +9,7 @@ import sys
 import pytest
 
 GAP_SECONDS_MAX = 5.0
-"""What we aim at is 3 s; tests may share the machine with others, and then leases and elections take longer."""
+"""What we aim at is 3 s; tests may share the machine with others, and elections then take longer."""
 
 
 @pytest.mark.slow
