@@ -121,6 +121,10 @@ class FakeStore:
         volume.owner, volume.epoch = NodeId(owner), volume.epoch + 1
         self.revision += 1
 
+    def make_volume(self, name: str, policy: str = "") -> Volume:
+        self.revision += 1
+        return Volume(VolumeId(self.revision), name, policy or "replicated(3)", 1, NodeId(2))
+
     def fail_next(self, op: type, *faults: Fault) -> None:
         self.faults += [(op, fault) for fault in faults]
 
@@ -185,9 +189,7 @@ class FakeStore:
                 if name in self.volumes and not exist_ok:
                     raise AlreadyExists(f"volume {name!r}")
                 if name not in self.volumes:
-                    self.revision += 1
-                    number = VolumeId(self.revision)
-                    self.volumes[name] = Volume(number, name, policy or "replicated(3)", 1, NodeId(2))
+                    self.volumes[name] = self.make_volume(name, policy)
                 return self._view(node, name)
             case m.DeleteVolume(name):
                 if name not in self.volumes:
@@ -382,12 +384,12 @@ def kind_of(message: object) -> type[object]:
 
 
 @asynccontextmanager
-async def opened_store() -> AsyncGenerator[tuple[FakeStore, Store]]:
+async def opened_store(seed: int = 1) -> AsyncGenerator[tuple[FakeStore, Store]]:
     """The fake, and a client of it."""
     clock = TrioClock()
     async with MemoryNetwork(clock) as network:
         fake = FakeStore(network)
-        cluster = ClusterSession(TrioCaller(network, clock), (Address("node", 1),), random.Random(1))
+        cluster = ClusterSession(TrioCaller(network, clock), (Address("node", seed),), random.Random(1))
 
         @asynccontextmanager
         async def opening() -> AsyncGenerator[Opened]:

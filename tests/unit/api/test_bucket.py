@@ -290,14 +290,25 @@ async def test_many_tasks_share_a_session(bucket: Bucket, fake: FakeStore) -> No
     assert max(settled for _, settled in fake.settled_told) > 200, "it grows"
 
 
-async def test_a_bucket_just_made_is_found_through_a_node_that_lags(
+async def test_a_bucket_just_made_is_found_through_a_node_that_lags() -> None:
+    async with opened_store(seed=3) as (fake, store):
+        fake.lagging[NodeId(3)] = (fake.revision, {})
+        fake.volumes["photos"] = fake.make_volume("photos")
+        bucket = await store.bucket("photos")
+        await bucket.put("x", b"1")
+        assert await bucket.get("x") == b"1"
+        with pytest.raises(NotFound):
+            await store.bucket("other")
+
+
+async def test_without_a_leader_nobody_can_say_that_a_bucket_is_missing(
     opened: tuple[FakeStore, Store], bucket: Bucket
 ) -> None:
     fake, store = opened
-    await bucket.put("x", b"1")
-    for node in (2, 3):
-        fake.lagging[NodeId(node)] = (fake.revision, {})
-    assert await (await store.bucket("photos")).get("x") == b"1"
+    fake.leader = NodeId(0)
+    assert (await store.bucket("photos")).name == "photos"
+    with pytest.raises(Unavailable, match="No leader of control"):
+        await store.bucket("other", timeout=1.0)
 
 
 async def test_a_bucket_made_anew_is_another_one(opened: tuple[FakeStore, Store], bucket: Bucket) -> None:
