@@ -67,7 +67,7 @@ class Inbox:
             else:
                 # Nothing unparsed is left in the receive buffer while a payload is incomplete.
                 count = sock.recvmsg_into((rest, self._view[:_TAIL_BYTES]))[0]
-                self.drained = count < size
+                self.drained = count < size + _TAIL_BYTES
                 if count > size:
                     self._start, self._end = 0, count - size
             self._filled += min(count, size)
