@@ -67,7 +67,8 @@ class Report:
     refused: int = 0  # writes that came back with an error
     longest_gap_seconds: float = 0.0  # between two acknowledgements, the kill included
     wrong: list[str] = field(default_factory=list)  # objects that are missing or have other bytes
-    killed_node: int = 0
+    killed_node: int = 0  # the owner of 'copies': its loss hurts most, all its writes go through it
+    killed_led_control: bool = False
     sentence: str = ""
     facts: list[str] = field(default_factory=list)
 
@@ -126,7 +127,11 @@ async def _tour(cluster: LocalCluster, files: dict[str, bytes], rng: random.Rand
             expected[name].snapshot = dict(expected[name].head)
         note(f"  snapshots {', '.join(f'{name}@{SNAPSHOT}' for name in buckets)} taken")
 
-        victim = await _owner_of(store, cluster, "copies")
+        status = await store.status()
+        owner = next(volume.owner for volume in status.volumes if volume.name == "copies")
+        report.killed_node = owner
+        report.killed_led_control = owner == status.leader
+        victim = next(node for node in cluster.nodes if node.node == owner)
         await _overwrite(buckets, expected, files, rng, victim, report)
         await _verify(buckets, expected, f"with node {victim.node} dead", report)
 
@@ -150,13 +155,6 @@ async def _fill(bucket: aio.Bucket, policy: str, files: dict[str, bytes], expect
     await in_flight(files.items(), put)
     n_bytes = sum(len(content) for content in files.values())
     return Phase(f"put into {bucket.name}, {policy}", len(files), n_bytes, time.monotonic() - began)
-
-
-async def _owner_of(store: aio.Store, cluster: LocalCluster, bucket: str) -> LocalNode:
-    """The daemon whose loss hurts most: everything written to the bucket goes through it."""
-    status = await store.status()
-    owner = next(volume.owner for volume in status.volumes if volume.name == bucket)
-    return next(node for node in cluster.nodes if node.node == owner)
 
 
 @dataclass(slots=True)
@@ -217,8 +215,8 @@ async def _overwrite(
         await trio.sleep(WRITING_SECONDS / 4)
         before = sum(counted.count for counted in acknowledged.values())
         victim.kill()
-        report.killed_node = victim.node
-        note(f"  kill -9 of node {victim.node}, the owner of 'copies', while 16 writers go on")
+        leads = " and leader of control," if report.killed_led_control else ""
+        note(f"  kill -9 of node {victim.node}, the owner of 'copies'{leads} while 16 writers go on")
     seconds = time.monotonic() - began
     n_writes = sum(counted.count for counted in acknowledged.values())
     report.acknowledged_while_killed = n_writes - before
