@@ -128,7 +128,11 @@ class Leadership:
             )
         if progress.doubt and not answer.doubt:
             if answer.match < progress.heal_index:
-                return  # from before it lost what it names
+                # From before it lost what it names, so it is not believed; or it is healed, and word of its doubt
+                # was late: then it needs the entry that shows so.
+                progress.on_unproven(answer.match, self._log)
+                self._feed(node, progress)
+                return
             progress.doubt = 0
         progress.on_match(answer.match, self._log)
         self._heard(progress, answer.round, now)
@@ -199,7 +203,7 @@ class Leadership:
     def is_caught_up(self, node: NodeId, now: float) -> bool:
         """Fit to become a voter: sound, answering, and behind by no more than it gets in a moment."""
         progress = self.progress.get(node)
-        if progress is None or progress.doubt or now - progress.heard > ELECTION_SECONDS_MAX:
+        if progress is None or progress.doubt or now - progress.heard > 3 * HEARTBEAT_SECONDS:
             return False
         return progress.mode is Mode.STREAM and self.commit - progress.match <= CAUGHT_UP_ENTRIES
 

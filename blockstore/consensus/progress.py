@@ -51,7 +51,11 @@ class Progress:
     def on_match(self, match: int, log: LogView) -> None:
         self.match = max(self.match, match)  # answers arrive late, twice, reordered
         self.next = max(self.next, self.match + 1)
-        while self.in_flight and self.in_flight[0] <= self.match:
+        self.on_unproven(match, log)
+
+    def on_unproven(self, match: int, log: LogView) -> None:
+        """It takes entries; whether it has those up to `match` is not certain."""
+        while self.in_flight and self.in_flight[0] <= match:
             self.in_flight.popleft()
         if self.next > log.base_index:
             self.mode = Mode.STREAM

@@ -266,7 +266,8 @@ class RaftLog:
         if hard_state.term < last_term:
             damage = damage or "vote record older than the log"
         if damage:
-            doubt = hard_state.doubt or self._rng.getrandbits(63) | 1
+            # A new doubt for each damage: what a leader believes of the old one is not true any more.
+            doubt = self._rng.getrandbits(63) | 1
             hard_state = HardState(max(hard_state.term, last_term), hard_state.vote, doubt)
         if damage or not vote_is_whole:
             self.save_vote_now(hard_state)
