@@ -3,8 +3,8 @@
 Everything above `runtime/` reaches network, disk, clock, chance and threads through these. Each has a real
 implementation (`real_*.py`), a simulated one (`sim/`), and one suite in `tests/contracts/` run on both.
 
-Callbacks (`on_done`, `on_answer`, a `Handler`) always run in the trio thread, never re-entrantly from inside the
-call that registered them, and must not block or raise.
+Callbacks (`on_done`, `on_answer`, a `Handler`) always run in the trio thread, never re-entrantly from inside
+the call that registered them, and must not block or raise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from blockstore.ids import NodeId
 
 Buffer = bytes | bytearray | memoryview
 Message = Any
-"""A frozen struct of `codec/messages.py`. Lanes carry it and never look inside; codec/ cannot be imported here."""
+"""A frozen struct of `codec/messages.py`. Lanes carry it and never look inside; codec/ cannot be imported
+here."""
 
 
 # --- time and chance
@@ -110,16 +111,17 @@ class IncomingCall(Protocol):
     def answer(
         self, message: Message, payload: Sequence[Buffer] = (), on_sent: Callable[[], None] | None = None
     ) -> None:
-        """Queue the answer; the buffers belong to the lane until they are sent, which `on_sent` tells (once, also
-        when the peer is gone). Nothing else happens if it is gone. Releasing the request's payload is up to the
-        handler, before or after."""
+        """Queue the answer; the buffers belong to the lane until they are sent, which `on_sent` tells (once,
+        also when the peer is gone). Nothing else happens if it is gone. Releasing the request's payload is up
+        to the handler, before or after."""
         ...
 
     def fail(self, error: BlockStoreError) -> None: ...
 
 
 Handler = Callable[[IncomingCall], None]
-"""Called for each request. A BlockStoreError raised here is the answer; any other is logged and answered as ours."""
+"""Called for each request. A BlockStoreError raised here is the answer; any other is logged and answered as
+ours."""
 
 OnAnswer = Callable[[Answer | BlockStoreError], None]
 
@@ -127,13 +129,11 @@ OnAnswer = Callable[[Answer | BlockStoreError], None]
 class Lane(Protocol):
     """One connection to one peer, opened when first needed, opened again after it was lost."""
 
-    def post(
-        self, message: Message, payload: Sequence[Buffer], deadline: float, on_answer: OnAnswer
-    ) -> None:
+    def post(self, message: Message, payload: Sequence[Buffer], deadline: float, on_answer: OnAnswer) -> None:
         """Send without waiting. `on_answer` is called exactly once: with the answer, the error that the peer
         answered, `ConnectionLost`, `DeadlineExceeded` (monotonic `deadline` passed) or `Busy` (queue bound).
-        Requests posted to one lane in one order arrive in that order. Costs no task and no cancel scope.
-        The buffers must not change before an `Answer` has come; after an error they may still be on their way."""
+        Requests posted to one lane in one order arrive in that order. Costs no task and no cancel scope. The
+        buffers must not change before an `Answer` has come; after an error they may still be on their way."""
         ...
 
     async def call(self, message: Message, payload: Sequence[Buffer], deadline: float) -> Answer:
@@ -213,10 +213,13 @@ class Wire(Protocol):
 class Flight(Protocol):
     """Several calls under way at once, taken as they complete."""
 
-    def start(self, tag: object, address: Address, message: Message, payload: Sequence[Buffer], deadline: float) -> None: ...
+    def start(
+        self, tag: object, address: Address, message: Message, payload: Sequence[Buffer], deadline: float
+    ) -> None: ...
 
     async def next(self, until: float) -> tuple[Any, Answer | BlockStoreError] | None:
-        """The next completed call as `(tag, outcome)`; None when monotonic `until` passes first, or nothing is left."""
+        """The next completed call as `(tag, outcome)`; None when monotonic `until` passes first, or nothing
+        is left."""
         ...
 
     def abandon(self) -> None:
@@ -225,12 +228,15 @@ class Flight(Protocol):
 
 
 class Caller(Protocol):
-    """The async client code is written over this alone, so that it runs under trio (`real_net.py`) and, driven
-    by one `coroutine.send(None)`, over blocking sockets (`blocking_net.py`), where nothing ever suspends."""
+    """The async client code is written over this alone, so that it runs under trio (`real_net.py`) and,
+    driven by one `coroutine.send(None)`, over blocking sockets (`blocking_net.py`), where nothing ever
+    suspends."""
 
     def now(self) -> float: ...
 
-    async def call(self, address: Address, message: Message, payload: Sequence[Buffer], deadline: float) -> Answer: ...
+    async def call(
+        self, address: Address, message: Message, payload: Sequence[Buffer], deadline: float
+    ) -> Answer: ...
 
     def flight(self) -> Flight: ...
 
@@ -241,7 +247,8 @@ class Caller(Protocol):
 
 
 class BusPeer(NamedTuple):
-    """Where a node's bus listens, and the CURVE key (Z85) that it must prove to have; none in a plain cluster."""
+    """Where a node's bus listens, and the CURVE key (Z85) that it must prove to have; none in a plain
+    cluster."""
 
     host: str
     port: int
@@ -280,16 +287,19 @@ class File(Protocol):
     def name(self) -> str: ...
 
     def submit(self, writes: Sequence[Write], on_done: Callable[[BlockStoreError | None], None]) -> None:
-        """Write, then fdatasync, then `on_done(None)`; or `on_done(error)` (NoSpace, DiskFailed). Submissions to
-        one file are carried out in order; all that wait when a sync begins share it (group commit). A failed
-        submission fails every later one of the file."""
+        """Write, then fdatasync, then `on_done(None)`; or `on_done(error)` (NoSpace, DiskFailed). Submissions
+        to one file are carried out in order; all that wait when a sync begins share it (group commit). A
+        failed submission fails every later one of the file."""
         ...
 
     def read_now(self, offset: int, into: memoryview) -> bool:
-        """Fill `into` from cached pages without blocking; False if that is not possible (then `submit_read`)."""
+        """Fill `into` from cached pages without blocking; False if that is not possible (then
+        `submit_read`)."""
         ...
 
-    def submit_read(self, offset: int, into: memoryview, on_done: Callable[[BlockStoreError | None], None]) -> None:
+    def submit_read(
+        self, offset: int, into: memoryview, on_done: Callable[[BlockStoreError | None], None]
+    ) -> None:
         """Fill `into` in a worker thread. Reading past the end is DiskFailed."""
         ...
 
@@ -320,8 +330,8 @@ class Disk(Protocol):
         ...
 
     def open(self, name: str, size: int | None = None) -> File:
-        """Open for reading and writing. With `size`: create it when missing, preallocated to `size` bytes, its
-        directory entry durable when this returns. Without: NotFound when missing."""
+        """Open for reading and writing. With `size`: create it when missing, preallocated to `size` bytes,
+        its directory entry durable when this returns. Without: NotFound when missing."""
         ...
 
     def submit_open(self, name: str, size: int, on_done: Callable[[File | BlockStoreError], None]) -> None:
@@ -333,7 +343,8 @@ class Disk(Protocol):
         ...
 
     def replace_file(self, name: str, content: bytes) -> None:
-        """Write, sync, rename over, sync the directory: afterwards either the old or the new is there, whole."""
+        """Write, sync, rename over, sync the directory: afterwards either the old or the new is there,
+        whole."""
         ...
 
     def remove(self, name: str) -> None:
