@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,9 @@ def test_a_header_has_the_bytes_that_it_always_had() -> None:
     assert blocks[:128].hex() == GOLDEN_HEADER
     assert blocks[4096:] == blocks[:4096]
     assert decode_header(blocks, DiskId(4), 5) == HEADER
+    newer = replace(HEADER, generation=4, doubtful=False)
+    for pair in (blocks[:4096] + encode_header(newer)[:4096], encode_header(newer)[:4096] + blocks[:4096]):
+        assert decode_header(pair, DiskId(4), 5) == newer
 
 
 def test_records_have_the_bytes_that_they_always_had() -> None:

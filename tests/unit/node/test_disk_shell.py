@@ -162,7 +162,7 @@ def test_the_queue_is_bounded(bench: Bench) -> None:
 def test_a_lower_epoch_is_refused_also_after_a_restart(bench: Bench) -> None:
     assert bench.appended(A, 0, SOME) == 50_000
     assert bench.fenced(5, A, B) == (bench.state(A),)
-    for _ in range(2):
+    for _ in range(3):
         for refused in (
             bench.appended(A, 50_000, b"x", epoch=4),
             bench.appended(B, 0, b"x"),
@@ -204,6 +204,22 @@ def test_a_fence_waits_for_a_seal_under_way(bench: Bench) -> None:
     (state,) = bench.last_states
     assert (state.length, state.sealed) == (50_000, True)
     assert bench.outcomes["seal"] is None
+
+
+def test_a_fence_waits_for_a_seal_that_has_nothing_before_it(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    bench.fenced(2)
+    bench.shell.seal(A, 2, 10_000, bench.taker("seal"))
+    bench.fenced(2, A)
+    (state,) = bench.last_states
+    assert (state.length, state.sealed) == (10_000, True)
+
+
+def test_the_epoch_of_a_chunk_that_is_here_was_seen(bench: Bench) -> None:
+    assert bench.appended(chunk(1, epoch=5), 0, SOME) == 50_000
+    for _ in range(2):
+        assert isinstance(bench.appended(chunk(2, epoch=4), 0, SOME), StaleEpoch)
+        bench.restart()
 
 
 def test_an_append_under_a_higher_epoch_is_told_when_the_epoch_is_remembered(bench: Bench) -> None:
@@ -313,6 +329,15 @@ def test_a_delete_waits_for_appends_under_way(bench: Bench) -> None:
     assert isinstance(bench.outcomes["late"], FragmentSealed)
     bench.restart()
     assert bench.state(A) is None
+
+
+def test_a_read_that_a_delete_overtook_finds_nothing(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    found = list[object]()
+    bench.shell.submit_read(A, 0, 100, found.append)
+    assert bench.deleted(A) is None
+    assert isinstance(found[0], NotFound)
+    assert not bench.events
 
 
 def test_slots_are_used_again_and_too_many_are_removed(bench: Bench) -> None:

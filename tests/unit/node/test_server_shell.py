@@ -184,7 +184,7 @@ def test_a_fence_covers_every_disk_of_the_node(node: Node) -> None:
 
 def test_a_fence_holds_when_one_disk_cannot_remember_it(node: Node) -> None:
     node.append(ONE, SOME)
-    node.disks[ONE].inject("sync", DiskFailed("sim", "EIO"), "fences-1")
+    node.disks[ONE].inject("write", DiskFailed("sim", "EIO"), "fences-1")
     (fenced,) = node.ask(Fence(VOLUME, 4, (A,))).answers
     assert isinstance(fenced, Fenced)
     assert [(state.disk, state.length) for state in fenced.states] == [(ONE, 50_000)]
