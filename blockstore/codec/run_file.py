@@ -77,6 +77,7 @@ class StoredChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     session: SessionId
     length: int  # of each fragment; -1 while open
     live_bytes: int
+    committed: int  # of each fragment: the end of what was ever referred to
 
 
 class RunInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from blockstore.codec.messages import Extent, Placement
 from blockstore.codec.run_file import StoredChunk
+from blockstore.errors import InvalidRequest
 from blockstore.ids import ChunkId, SessionId
 
 OPEN = -1
@@ -25,7 +26,7 @@ class ChunkEntry:
     session: SessionId  # who was granted it; the owner's own session otherwise
     length: int = OPEN  # of each fragment, once sealed
     live_bytes: int = 0
-    committed: int = 0  # of each fragment: the end of what was referred to since this epoch began
+    committed: int = 0  # of each fragment: the end of what was ever referred to; it is never sealed below
 
 
 class ChunkTable:
@@ -37,6 +38,18 @@ class ChunkTable:
 
     def placements_of(self, extents: Iterable[Extent]) -> dict[ChunkId, Placement]:
         return {extent.chunk: self._chunks[extent.chunk].placement for extent in extents}
+
+    def check_granted(self, extents: Iterable[Extent], session: SessionId) -> None:
+        """InvalidRequest for an extent outside of what this session was granted: into a journal or a run, or
+        into another's chunk, whose end it must not move."""
+        for extent in extents:
+            entry = self._chunks.get(extent.chunk)
+            if entry is None:
+                continue  # of an epoch whose grants are lost: `may_refer` judges that
+            if entry.session != session or entry.purpose != "data":
+                raise InvalidRequest(f"Chunk {extent.chunk} was not granted to this session.")
+            if extent.length > entry.placement.k * extent.unit:
+                raise InvalidRequest(f"An extent of {extent.length} bytes does not fit its stripe.")
 
     def may_refer(self, extents: Iterable[Extent], epoch: int) -> bool:
         """Whether every extent lies in a known chunk, below the length at which it is sealed. A chunk of an
@@ -119,6 +132,7 @@ class ChunkTable:
                 entry.session,
                 entry.length,
                 entry.live_bytes,
+                entry.committed,
             )
             for chunk, entry in self._chunks.items()
         )
@@ -126,5 +140,11 @@ class ChunkTable:
     def load(self, stored: Iterable[StoredChunk]) -> None:
         for item in stored:
             self._chunks[item.chunk] = ChunkEntry(
-                item.placement, item.capacity, item.purpose, item.session, item.length, item.live_bytes
+                item.placement,
+                item.capacity,
+                item.purpose,
+                item.session,
+                item.length,
+                item.live_bytes,
+                item.committed,
             )

@@ -58,8 +58,13 @@ class Taken:
 async def take_over(world: World, record: VolumeRecord, control_record: RecordShell) -> Taken:
     started = world.clock.now()
     tail = [chunk for chunk in record.journal if chunk.length == OPEN]
+    root = None if record.root is None else decode_root(record.root)
     ends = await _ends(
-        world, record, control_record, {chunk.chunk: chunk.disks for chunk in tail}, needed=True
+        world,
+        record,
+        control_record,
+        {one.chunk: _Open(one.disks, _checkpointed(root, one.chunk)) for one in tail},
+        needed=True,
     )
     journal = tuple(
         JournalChunk(chunk.chunk, chunk.disks, ends[chunk.chunk]) if chunk.length == OPEN else chunk
@@ -67,14 +72,20 @@ async def take_over(world: World, record: VolumeRecord, control_record: RecordSh
     )
     if tail:
         await control_record.change(journal=lambda _: journal)
+    for one in tail:
+        seal_members(world, one.chunk, one.disks, record.epoch, ends[one.chunk])
     state = VolumeState(record.volume)
-    root = None if record.root is None else decode_root(record.root)
     runs = () if root is None else await _load_checkpoint(world, state, root)
     n_replayed = await _replay(world, state, journal, root)
     open_data = {
-        chunk: entry.placement.disks for chunk, entry in state.chunks.open_chunks() if chunk not in ends
+        chunk: _Open(entry.placement.disks, entry.committed)
+        for chunk, entry in state.chunks.open_chunks()
+        if chunk not in ends
     }
     ends |= await _ends(world, record, control_record, open_data, needed=False)
+    for chunk, sought in open_data.items():
+        if chunk in ends:
+            seal_members(world, chunk, sought.disks, record.epoch, ends[chunk])
     to_seal = {chunk: length for chunk, length in ends.items() if state.chunks.find(chunk) is not None}
     log.info(
         "volume_taken_over volume=%d epoch=%d sequence=%d replayed=%d seconds=%.3f",
@@ -83,14 +94,27 @@ async def take_over(world: World, record: VolumeRecord, control_record: RecordSh
     return Taken(state, root, runs, to_seal)
 
 
+def _checkpointed(root: Root | None, chunk: ChunkId) -> int:
+    """Up to where the checkpoint covers this journal chunk: so much of it was acknowledged for certain."""
+    return root.journal_offset if root is not None and root.journal_chunk == chunk else 0
+
+
 # --- fencing
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A chunk whose end is sought: who may have it, and up to where something is known to refer to it."""
+
+    disks: tuple[DiskId, ...]
+    floor: int
 
 
 async def _ends(
     world: World,
     record: VolumeRecord,
     control_record: RecordShell,
-    chunks: dict[ChunkId, tuple[DiskId, ...]],
+    chunks: dict[ChunkId, _Open],
     *,
     needed: bool,
 ) -> dict[ChunkId, int]:
@@ -100,29 +124,39 @@ async def _ends(
     answered_nodes: set[NodeId] = set()
     while chunks:
         await _fence_round(world, record, chunks, states, answered_nodes)
-        if not needed or all(states.values()):
-            break
+        ends = _settled(chunks, states)
+        if not needed or len(ends) == len(chunks):
+            return ends
         control_record.current()
         await trio.sleep(RETRY_SECONDS)
+    return {}
+
+
+def _settled(
+    chunks: dict[ChunkId, _Open], states: dict[ChunkId, dict[DiskId, FragmentState]]
+) -> dict[ChunkId, int]:
+    """Where the chunks end of which at least one member told. One that has less than what is known to have
+    been acknowledged has lost something (its disk was emptied, its file is unreadable) and decides
+    nothing."""
     ends: dict[ChunkId, int] = {}
     for chunk, by_disk in states.items():
-        if by_disk:
-            ends[chunk] = seal_length(by_disk.values())
-            seal_members(world, chunk, chunks[chunk], record.epoch, ends[chunk])
+        telling = [state for state in by_disk.values() if state.length >= chunks[chunk].floor]
+        if telling:
+            ends[chunk] = seal_length(telling)
     return ends
 
 
 async def _fence_round(
     world: World,
     record: VolumeRecord,
-    chunks: dict[ChunkId, tuple[DiskId, ...]],
+    chunks: dict[ChunkId, _Open],
     states: dict[ChunkId, dict[DiskId, FragmentState]],
     answered_nodes: set[NodeId],
 ) -> None:
     """Ask every node that holds a member and has not answered yet; fill in `states`."""
     asked: dict[NodeId, list[ChunkId]] = {}
-    for chunk, disks in chunks.items():
-        for disk in disks:
+    for chunk, one in chunks.items():
+        for disk in one.disks:
             if disk:
                 asked.setdefault(world.control.views.node_of_disk(disk), []).append(chunk)
     flight = world.caller.flight()
@@ -159,14 +193,14 @@ def _note_lengths(
     node: NodeId,
     fenced: Fenced,
     asked: list[ChunkId],
-    chunks: dict[ChunkId, tuple[DiskId, ...]],
+    chunks: dict[ChunkId, _Open],
     states: dict[ChunkId, dict[DiskId, FragmentState]],
 ) -> None:
     for state in fenced.states:
-        if state.disk in chunks.get(state.chunk, ()):
+        if state.chunk in chunks and state.disk in chunks[state.chunk].disks:
             states[state.chunk][state.disk] = state
     for chunk in asked:  # a member without the fragment has acknowledged nothing of it
-        for disk in chunks[chunk]:
+        for disk in chunks[chunk].disks:
             if disk and world.control.views.node_of_disk(disk) == node:
                 states[chunk].setdefault(disk, FragmentState(disk, chunk, 0, sealed=False))
 
@@ -229,7 +263,7 @@ async def _replay(
 
 async def _replay_chunk(world: World, state: VolumeState, chunk: JournalChunk, position: int) -> int:
     placements = {chunk.chunk: Placement(1, len(chunk.disks) - 1, chunk.disks)}
-    # One byte more than there is: for the whole, which is never read, there would have to be a writer's checksum.
+    # One byte more than there is: the whole, for which no writer gave a checksum, is then never read.
     extent = Extent(chunk.chunk, 0, chunk.length + 1, chunk.length + 1, 0)
     n_records = 0
     window, window_start = memoryview(b""), position
