@@ -250,7 +250,7 @@ async def test_a_peer_that_turned_us_away_for_good_is_reached_again(outside: Out
         await inbox.until(lambda: bool(monitor.poll(0)))
         other.disable_monitor()
         monitor.close()
-        other.close()
+        outside.context.destroy(linger=0)  # waits until the port is free
         async with RealBus(A, inbox, SERVER, known.get, CLOCK, port=port):
             clock.ahead = UNREACHED_SECONDS_MAX + 1
             await inbox.until(lambda: bool(inbox.messages), lambda: b.send(A, b"there you are"))
