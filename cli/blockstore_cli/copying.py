@@ -1,4 +1,4 @@
-"""Copies trees of files into a bucket and back, with several transfers in flight.
+"""Copies trees of files into a bucket and back, and deletes many objects, with several requests in flight.
 
 One trio program. Small objects are fetched many at a time with `read_many`, which is where the store is
 fastest; large ones piece by piece, so that memory holds `IN_FLIGHT` pieces and no more, whatever their size.
@@ -7,13 +7,14 @@ fastest; large ones piece by piece, so that memory holds `IN_FLIGHT` pieces and 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar, cast
 
 import trio
 
 from blockstore import aio
-from blockstore.errors import BlockStoreError, InvalidRequest
+from blockstore.errors import BlockStoreError, InvalidRequest, NotFound
 from blockstore.ids import MiB
 from blockstore_cli.address import Place
 from blockstore_cli.output import Progress
@@ -86,6 +87,20 @@ async def download(settings: Settings, place: Place, downloads: list[Download], 
             await in_flight(batches(downloads), fetch)
     progress.end()
     return progress
+
+
+async def remove(settings: Settings, place: Place, names: list[str]) -> None:
+    progress = Progress("deleted", len(names), 0)
+    async with _opened(settings) as store:
+        bucket = await store.bucket(place.bucket)
+
+        async def delete(name: str) -> None:
+            with suppress(NotFound):  # somebody else was faster; it is gone
+                await bucket.delete(name)
+            progress.advance(1, 0)
+
+        await in_flight(names, delete)
+    progress.end()
 
 
 async def in_flight(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,25 +112,31 @@ def ls(target: str, in_full: bool, recursive: bool) -> None:
 def rm(targets: tuple[str, ...], recursive: bool, yes: bool) -> None:
     """Delete objects. Snapshots that were taken before keep them."""
     places = [parse_head(target) for target in targets]
-    if not recursive and (nameless := [place for place in places if not place.name]):
-        raise InvalidRequest(f"{nameless[0]} is a whole bucket; name an object, or say -r.")
-    n_deleted = 0
+    if recursive:
+        n_deleted = sum(_remove_below(place, yes) for place in places)
+    else:
+        n_deleted = _remove_named(places)
+    answer({"deleted": n_deleted}, f"{n_deleted:,} deleted.")
+
+
+def _remove_named(places: list[Place]) -> int:
+    for place in places:
+        if not place.name:
+            raise InvalidRequest(f"{place} is a whole bucket; name an object, or say -r.")
     with settings().open() as store:
         for place in places:
-            bucket = store.bucket(place.bucket)
-            if not recursive:
-                bucket.delete(place.name)
-                n_deleted += 1
-                continue
-            names = [entry.name for entry in bucket.list(prefix=as_folder(place.name))]
-            if not names:
-                raise NotFound(f"object below {str(place)!r}")
-            confirm(f"Delete {len(names):,} objects below {str(place)!r}", yes)
-            for name in names:
-                with suppress(NotFound):  # somebody else was faster; it is gone
-                    bucket.delete(name)
-            n_deleted += len(names)
-    answer({"deleted": n_deleted}, f"{n_deleted:,} deleted.")
+            store.bucket(place.bucket).delete(place.name)
+    return len(places)
+
+
+def _remove_below(place: Place, yes: bool) -> int:
+    with settings().open() as store:
+        names = [entry.name for entry in store.bucket(place.bucket).list(prefix=as_folder(place.name))]
+    if not names:
+        raise NotFound(f"object below {str(place)!r}")
+    confirm(f"Delete {len(names):,} objects below {str(place)!r}", yes)
+    copying.run(partial(copying.remove, settings(), place, names))
+    return len(names)
 
 
 @click.command(

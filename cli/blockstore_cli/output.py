@@ -111,8 +111,10 @@ class Progress:
         now = time.monotonic()
         if self._live and now - self._drawn >= PROGRESS_SECONDS:
             self._drawn = now
-            note_part = f"\r\x1b[K{self.verb} {self.items:,} of {self.n_items:,}, {size(self.bytes)} of "
-            click.echo(f"{note_part}{size(self.n_bytes)}, {self._rate()}", err=True, nl=False)
+            line = f"\r\x1b[K{self.verb} {self.items:,} of {self.n_items:,}"
+            if self.n_bytes:
+                line += f", {size(self.bytes)} of {size(self.n_bytes)}, {self._rate()}"
+            click.echo(line, err=True, nl=False)
 
     def end(self) -> None:
         if self._live:

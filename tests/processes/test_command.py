@@ -273,3 +273,21 @@ def test_a_reader_that_has_gone_is_no_catastrophe() -> None:
         )
     assert done.returncode != 0
     assert done.stderr == ""
+
+
+def test_an_embedded_store_is_spoken_to_in_the_same_way(command: Command, tmp_path: Path) -> None:
+    mine = ("--store", tmp_path / "store")
+    command("bucket", "create", "e1", *mine)
+    source = tmp_path / "source"
+    (source / "d").mkdir(parents=True)
+    for name in ("a", "d/1", "d/2"):
+        (source / name).write_bytes(os.urandom(200_000))
+    command("cp", "-r", source, "e1:", *mine)
+    command("snapshot", "create", "e1", "s", *mine)
+    command("rm", "-r", "e1:d", "--yes", *mine)
+    assert command("ls", "-r", "e1", *mine).out == "a\n"
+    command("cp", "-r", "e1@s:", tmp_path / "back", *mine)
+    assert tree_of(tmp_path / "back") == tree_of(source)
+    status = command("cluster", "status", "--json", *mine, code=0).json()
+    assert len(status["nodes"]) == 1
+    command("cluster", "join", tmp_path / "n", *mine, code=64)
