@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -16,8 +18,14 @@ from blockstore.daemon.node_directory import NodeDirectory
 from blockstore.daemon.node_shell import open_node
 from blockstore.daemon.real_doors_shell import DaemonDoors
 from blockstore.errors import NotAStore
+from blockstore.ids import MiB
 
 DESCRIPTORS_WANTED = 16_384
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT_BLOCK_BYTES = 32 * MiB
+"""Blocks up to this are kept for the next one; glibc takes no more."""
+KEPT_BYTES = 128 * MiB
+"""Freed memory at the heap's end that is not given back: some 30 answers of 4 MiB."""
 
 log = logging.getLogger("blockstore.daemon")
 
@@ -38,6 +46,7 @@ def run_node(directory: Path, *, ready_json: bool = False) -> None:
 async def _run(directory: Path, ready_json: bool) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         raise_descriptor_limit()
+        keep_freed_memory()
         place = NodeDirectory(directory)
         facts = place.read()
         if facts.security == "embedded":
@@ -52,6 +61,15 @@ async def _run(directory: Path, ready_json: bool) -> None:
             async for number in signals:
                 log.info("node_stops node=%d signal=%s", facts.node, signal.Signals(number).name)
                 break
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep what is freed: touching fresh memory costs 2.3 us for each 4 KiB page, more
+    than what is then done with it (DATAPATH section 0). Where there is no glibc, nothing happens."""
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def raise_descriptor_limit() -> None:
