@@ -16,7 +16,8 @@ SHARD_UNIT_BYTES = 1 * MiB
 """Shard unit of a full stripe: a 4 MiB object under ec(4,2) is one stripe, one append for each member."""
 
 SHARD_ALIGN_BYTES = 64
-"""A short stripe's unit is rounded up to this: what vector instructions like, and under 1 % of 128 KiB over 4."""
+"""A short stripe's unit is rounded up to this: what vector instructions like, and under 1 % of 128 KiB over
+4."""
 
 APPEND_BYTES_MAX = 4 * MiB
 """One append's payload. Larger values become several appends in flight."""
@@ -25,7 +26,8 @@ PIECE_BYTES = 16 * KiB
 """Grid of checksums in a fragment: reading 4 KiB costs reading 16, and the table is 0.2 % of the data."""
 
 FRAGMENT_LOG_BYTES = 1 * MiB
-"""Room for 32-byte piece records at a fragment's head: 32,768 appends, or all of 64 MiB in pieces eight times."""
+"""Room for 32-byte piece records at a fragment's head: 32,768 appends, or all of 64 MiB in pieces eight
+times."""
 
 INLINE_BYTES_MAX = 128 * KiB
 """Values up to this ride in the journal record (DESIGN section 5)."""
@@ -68,7 +70,8 @@ SEND_STALL_SECONDS_MAX = 3.0
 """A peer that has taken none of what waits for it is closed: it never reads, or its machine is gone."""
 
 LANE_SWEEP_SECONDS = 0.05
-"""How late a call may learn that its deadline has passed. One sweep serves all calls, so they need no timers."""
+"""How late a call may learn that its deadline has passed. One sweep serves all calls, so they need no
+timers."""
 
 FAREWELL_SECONDS_MAX = 0.5
 """How long a refused peer may take to read why."""
@@ -77,14 +80,15 @@ RECEIVED_BYTES_PER_CONNECTION_MAX = 64 * MiB
 """Payloads of unanswered requests of one connection; beyond it the server stops reading from it."""
 
 ANSWERED_BYTES_PER_CONNECTION_MAX = 16 * MiB
-"""Unsent answers at which the server stops reading requests: two of the largest fit, and a memory stays flat."""
+"""Unsent answers at which the server stops reading requests: two of the largest fit, and a memory stays
+flat."""
 
 BUFFER_POOL_BYTES_MAX = 128 * MiB
 """Idle receive buffers kept for the next payload: touching fresh memory costs 2.3 us for each 4 KiB page."""
 
 CONNECTIONS_MAX = 1_024
-"""Per daemon; half of the usual 1,024 descriptors would be too few for 50 nodes and their clients' workers, so
-the daemon raises its descriptor limit at start."""
+"""Per daemon; half of the usual 1,024 descriptors would be too few for 50 nodes and their clients' workers,
+so the daemon raises its descriptor limit at start."""
 
 UNAUTHENTICATED_CONNECTIONS_MAX = 128
 """Of these, those still shaking hands; the oldest is dropped for a new one."""
@@ -96,10 +100,12 @@ CALLS_PER_CONNECTION_MAX = 1_024
 """Requests in flight on one connection; the next is answered Busy."""
 
 BUS_PACK_BYTES_MAX = 1 * MiB
-"""What one message on the bus may be with all packed into it: Raft sends less at once, snapshots use lanes."""
+"""What one message on the bus may be with all packed into it: Raft sends less at once, snapshots use
+lanes."""
 
 BUS_PACKS_QUEUED_MAX = 32
-"""Per peer and direction. A peer so far behind is better served by newer ones: what does not fit is dropped."""
+"""Per peer and direction. A peer so far behind is better served by newer ones: what does not fit is
+dropped."""
 
 # --- time, in seconds
 
@@ -109,10 +115,12 @@ ELECTION_SECONDS_MIN = 0.5
 ELECTION_SECONDS_MAX = 0.9
 
 NODE_LEASE_SECONDS = 0.8
-"""What a heartbeat's answer grants. The holder counts it from when it asked, the granter from when it answered."""
+"""What a heartbeat's answer grants. The holder counts it from when it asked, the granter from when it
+answered."""
 
 CLOCK_DRIFT_MAX = 0.01
-"""Monotonic clocks of two machines differ in rate by no more; leases are shortened by it on the holder's side."""
+"""Monotonic clocks of two machines differ in rate by no more; leases are shortened by it on the holder's
+side."""
 
 MEMBER_LATE_SECONDS = 1.0
 """A member that has not acknowledged an append by then is left behind: seal and switch (DESIGN section 5)."""
@@ -124,7 +132,8 @@ OPERATION_SECONDS = 30.0
 """A client's whole operation, retries included, when the caller gives no timeout."""
 
 HEDGE_SECONDS_MIN = 0.01
-"""A read is asked of a second member after the observed p95, but not before this: less is noise of one machine."""
+"""A read is asked of a second member after the observed p95, but not before this: less is noise of one
+machine."""
 
 SESSION_IDLE_SECONDS = 120.0
 """A client session not heard of for so long loses its grants; its de-duplication entries go with it."""
@@ -140,7 +149,8 @@ assert (CHUNK_BYTES_MAX // PIECE_BYTES) * 32 < FRAGMENT_LOG_BYTES
 # --- volumes
 
 JOURNAL_BATCH_BYTES_MAX = 1 * MiB
-"""One journal append. Larger batches do not raise the rate here and lengthen the wait of the first in them."""
+"""One journal append. Larger batches do not raise the rate here and lengthen the wait of the first in
+them."""
 
 JOURNAL_BATCHES_IN_FLIGHT = 4
 """Appends of the journal under way at once; more only deepens the queue of the same disks."""
@@ -155,7 +165,11 @@ CHECKPOINT_JOURNAL_BYTES = 256 * MiB
 """Journal written since the last checkpoint that starts a new one: replaying it takes about a second."""
 
 SESSION_RESULTS_MAX = 1_024
-"""Results remembered per client session for de-duplication; more in flight is answered Busy."""
+"""Requests of one client session under way at an owner; more are answered Busy."""
+
+SESSION_UNSETTLED_MAX = 65_536
+"""Results that a session has not settled: that one request of thousands is slow is fine, never settling is
+not."""
 
 SESSIONS_MAX = 10_000
 """Client sessions an owner remembers; the longest unheard goes first."""
@@ -171,7 +185,8 @@ CONTROL_CALLS_MAX = 256
 """Requests to control under way or waiting at one node; the next is answered Busy."""
 
 CHANGES_REMEMBERED = 1_024
-"""Revisions whose keys a watch can look back at; one that is further behind is told that anything may have changed."""
+"""Revisions whose keys a watch can look back at; one that is further behind is told that anything may have
+changed."""
 
 EVENTS_REMEMBERED = 1_000
 """Events that a node still has for a late reader."""
@@ -182,7 +197,8 @@ DISK_NEARLY_FULL = 0.85
 """Of a disk's capacity: from here on status asks for more disks, while there is time to add them."""
 
 VOTER_DEAD_SECONDS = 600.0
-"""A voter silent for so long is replaced, if another node lives: longer than a reboot, shorter than a night."""
+"""A voter silent for so long is replaced, if another node lives: longer than a reboot, shorter than a
+night."""
 
 VOTER_LAG_ENTRIES_MAX = 1_000
 """A learner this close to the leader's log may become a voter: it will have the rest within a moment."""
@@ -191,8 +207,8 @@ GROUPS_PER_DISK = 20
 """A lost disk's data is rebuilt from, and new chunks spread over, so many groups' other members."""
 
 GROUP_MEMBERS_MAX = 12_000
-"""Of all groups of one policy together: 3 bytes each and one to a group, so a table fits into one command of the log.
-Up to 600 disks each have their GROUPS_PER_DISK."""
+"""Of all groups of one policy together: 3 bytes each and one to a group, so a table fits into one command
+of the log. Up to 600 disks each have their GROUPS_PER_DISK."""
 
 # --- consensus
 

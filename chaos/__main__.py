@@ -85,9 +85,7 @@ def _report(verdict: Verdict) -> bool:
     for kind, limit in GAP_SECONDS_MAX.items():
         longest = verdict.longest_gap(kind)
         if longest:
-            print(
-                f"Longest gap between writes after a {kind}: {longest:.2f} s (at most {limit:.0f} s promised)."
-            )
+            print(f"Longest gap between writes after a {kind}: {longest:.2f} s (promised: {limit:.0f} s).")
         if longest > limit:
             problems.append(f"no write for {longest:.2f} s after a {kind}")
     for problem in problems[:VIOLATIONS_SHOWN]:

@@ -82,7 +82,8 @@ class Policy:
         return max(1, self.n - 1) if self.is_replicated else self.k + 1
 
     def journal_policy(self) -> Policy:
-        """How a volume of this policy keeps its journal: in copies, as many as survive what the policy survives."""
+        """How a volume of this policy keeps its journal: in copies, as many as survive what the policy
+        survives."""
         return self if self.is_replicated else Policy(1, min(self.m, REPLICAS_MAX - 1), self.domain)
 
     def over(self, domain: Domain) -> Policy:
