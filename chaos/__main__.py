@@ -15,7 +15,6 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import cast
 
 import trio
 
@@ -31,7 +30,7 @@ VIOLATIONS_SHOWN = 20
 
 def main() -> int:
     options = _options()
-    kinds = tuple(cast("Kind", kind) for kind in options.kinds.split(","))
+    kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in options.kinds.split(","))
     n_faults = options.faults
     if options.minutes is not None:
         n_faults = max(1, int(options.minutes * 60 / SECONDS_PER_FAULT))
@@ -58,7 +57,9 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos", description="Hurt a real cluster and see whether it keeps what it was given."
+    )
     parser.add_argument("--seed", type=int, help="of an earlier run, to have its schedule again")
     parser.add_argument("--faults", type=int, default=10, help="how many (default 10)")
     parser.add_argument("--minutes", type=float, help="instead of --faults: for about so long")

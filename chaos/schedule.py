@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 Kind = Literal["kill", "freeze"]
 Aim = Literal["leader", "owner", "anyone"]
@@ -37,7 +37,7 @@ def plan(seed: int, n_faults: int, kinds: Sequence[Kind] = KINDS) -> list[Fault]
     rng = random.Random(seed)
     return [
         Fault(
-            cast("Kind", kinds[i % len(kinds)]),
+            kinds[i % len(kinds)],
             AIMS[(i // len(kinds)) % len(AIMS)],
             rng.randrange(1_000),
             rng.uniform(0.8, 1.8),
