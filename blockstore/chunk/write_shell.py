@@ -191,7 +191,7 @@ class DataWriter:
             or not any(placement.disks)
         ):
             raise ProtocolViolation(f"the chunk {granted.chunk} that was granted cannot be written to")
-        chunk = _Chunk(ChunkWriter(granted.chunk, granted.epoch, placement, capacity))
+        chunk = _Chunk(ChunkWriter(granted.chunk, granted.epoch, placement, capacity, granted.token))
         self._open.append(chunk)
         return chunk
 
@@ -313,7 +313,7 @@ class DataWriter:
             shard = shards[shard_index] if k > 1 else piece
             crc = crc32c(shard) if k > 1 else extent.crc
             message = AppendFragment(
-                disk, core.chunk, core.epoch, offset, crc, core.spec(shard_index, offset)
+                disk, core.chunk, core.epoch, offset, crc, core.spec(shard_index, offset), core.token
             )
             flight.start((done, shard_index, disk), address, message, (shard,), deadline)
         chunk.in_flight_bytes += length

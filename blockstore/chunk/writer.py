@@ -21,11 +21,14 @@ class ChunkWriter:
 
     __slots__ = (
         "_acked", "_sent", "acknowledged", "broken", "capacity", "chunk", "epoch", "members",
-        "placement", "reserved",
+        "placement", "reserved", "token",
     )  # fmt: skip
 
-    def __init__(self, chunk: ChunkId, epoch: int, placement: Placement, capacity: int) -> None:
+    def __init__(
+        self, chunk: ChunkId, epoch: int, placement: Placement, capacity: int, token: bytes = b""
+    ) -> None:
         self.chunk, self.epoch, self.placement, self.capacity = chunk, epoch, placement, capacity
+        self.token = token
         self.members: list[tuple[int, DiskId]] = [
             (shard_index, disk) for shard_index, disk in enumerate(placement.disks) if disk
         ]

@@ -45,6 +45,7 @@ class ClusterRecord(_Record, frozen=True, tag=1):
     name: str
     created: float  # wall clock, seconds since 1970
     security: str  # "tls" or "plain"
+    grant_key: bytes = b""  # what owners sign grants with; every node has it, and no client
 
 
 class NodeRecord(_Record, frozen=True, tag=2):

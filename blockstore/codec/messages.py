@@ -1,9 +1,10 @@
 """Every message that travels on a lane or on the bus.
 
-Each is a frozen MessagePack array `[tag, field, …]`; what is not exactly that is refused by the decoder, and a tag
-we do not know is answered with an error. A message acts under the epoch or term that it carries; one that changes
-something carries the id that makes applying it twice applying it once. Raw bytes travel as the frame's payload,
-never inside the message. Tags are never reused; fields are only ever added at the end, with a default.
+Each is a frozen MessagePack array `[tag, field, …]`; what is not exactly that is refused by the decoder,
+and a tag we do not know is answered with an error. A message acts under the epoch or term that it carries;
+one that changes something carries the id that makes applying it twice applying it once. Raw bytes travel as
+the frame's payload, never inside the message. Tags are never reused; fields are only ever added at the end,
+with a default.
 
 Encoding and decoding are in `codec/frame.py`; docs/formats/wire.md is checked against this file by a test.
 """
@@ -65,6 +66,7 @@ class AppendFragment(_Message, frozen=True, tag=11):
     offset: int  # in the fragment
     crc: int  # crc32c of the payload
     create: FragmentSpec | None = None  # only with offset 0
+    grant: bytes = b""  # from a client: the token that came with the chunk
 
 
 class Appended(_Message, frozen=True, tag=12):
@@ -155,9 +157,9 @@ class Placement(_Message, frozen=True):
 class Extent(_Message, frozen=True):
     """A run of a value's bytes in a chunk.
 
-    Replica (k = 1): `length` bytes at `offset`. Stripe: k x `unit` bytes, the value's bytes running through shard 0,
-    then shard 1, …; each shard's part at `offset` of its fragment; `length` ≤ k x unit of them are the value's.
-    """
+    Replica (k = 1): `length` bytes at `offset`. Stripe: k x `unit` bytes, the value's bytes running through
+    shard 0, then shard 1, …; each shard's part at `offset` of its fragment; `length` ≤ k x unit of them are
+    the value's. """
 
     chunk: ChunkId
     offset: int
@@ -177,7 +179,16 @@ class VolumeCall(_Message, frozen=True, tag=30):
     request: RequestId
     settled: int  # every number of this session below it was answered: their results may be forgotten
     op: (
-        Put | Delete | Lookup | LookupMany | ListKeys | SnapshotCreate | SnapshotDelete | SnapshotList | Grant | VolumeInfo
+        Put
+        | Delete
+        | Lookup
+        | LookupMany
+        | ListKeys
+        | SnapshotCreate
+        | SnapshotDelete
+        | SnapshotList
+        | Grant
+        | VolumeInfo
     )
 
 
@@ -218,7 +229,8 @@ class Lookup(_Message, frozen=True, tag=34):
 
 
 class Entry(_Message, frozen=True):
-    """One version of one key. When the owner answers with its bytes, `inline` says how many of the payload."""
+    """One version of one key. When the owner answers with its bytes, `inline` says how many of the
+    payload."""
 
     key: bytes
     sequence: int
@@ -296,8 +308,8 @@ class SnapshotRecords(_Message, frozen=True, tag=44):
 class Grant(_Message, frozen=True, tag=45):
     """Open a data chunk for this session to append to. Answered with `Granted`.
 
-    `finished` are this session's chunks that it will not append to again, with the length it had acknowledged.
-    `avoid` are disks that it could not reach just now."""
+    `finished` are this session's chunks that it will not append to again, with the length it had
+    acknowledged. `avoid` are disks that it could not reach just now."""
 
     finished: tuple[tuple[ChunkId, int], ...] = ()
     avoid: tuple[DiskId, ...] = ()
@@ -308,6 +320,7 @@ class Granted(_Message, frozen=True, tag=46):
     epoch: int
     placement: Placement
     capacity: int  # user bytes of one fragment
+    token: bytes = b""  # `codec/grant.py`: goes with each append; made anew for each answer, never stored
 
 
 class VolumeInfo(_Message, frozen=True, tag=47):
@@ -324,7 +337,8 @@ class VolumeFacts(_Message, frozen=True, tag=48):
 
 
 class FetchView(_Message, frozen=True, tag=60):
-    """What a client needs to find its way. Answered with `View`. `at_least`: wait briefly for this revision."""
+    """What a client needs to find its way. Answered with `View`. `at_least`: wait briefly for this
+    revision."""
 
     volume: str = ""  # name of the volume of interest; "" for none
     at_least: int = 0
@@ -389,7 +403,8 @@ class Compare(_Message, frozen=True):
 
 
 class Transact(_Message, frozen=True, tag=66):
-    """A control transaction, node to leader: all compares hold, or nothing happens. Answered with `Transacted`."""
+    """A control transaction, node to leader: all compares hold, or nothing happens. Answered with
+    `Transacted`."""
 
     request: RequestId
     compares: tuple[Compare, ...]
@@ -440,7 +455,8 @@ class FetchStatus(_Message, frozen=True, tag=72):
 
 
 class Fact(_Message, frozen=True):
-    """One thing about health: what, since when, what it means for the data, what is being done, what one may do."""
+    """One thing about health: what, since when, what it means for the data, what is being done, what one
+    may do."""
 
     code: str
     severity: str  # "info", "warning", "danger"
@@ -526,7 +542,8 @@ class Credentials(_Message, frozen=True, tag=79):
 
 
 class Heartbeat(_Message, frozen=True, tag=90):
-    """Node to control leader (and to all, so that anyone can say who lives). `asked` is the sender's clock."""
+    """Node to control leader (and to all, so that anyone can say who lives). `asked` is the sender's
+    clock."""
 
     node: NodeId
     incarnation: int
@@ -535,7 +552,8 @@ class Heartbeat(_Message, frozen=True, tag=90):
     suspect: tuple[DiskId, ...] = ()
     owned: tuple[VolumeId, ...] = ()  # that it serves
     under_protected: tuple[tuple[VolumeId, int, int], ...] = ()
-    """Volume, its chunks with fewer fragments than promised, failures that the worst of them still survives."""
+    """Volume, its chunks with fewer fragments than promised, failures that the worst of them still
+    survives."""
 
 
 class LeaseGranted(_Message, frozen=True, tag=91):

@@ -25,6 +25,7 @@ from blockstore.codec.messages import (
 from blockstore.control.views import Views
 from blockstore.errors import PermissionDenied
 from blockstore.runtime.interfaces import Peer
+from blockstore.runtime.roles import check_role
 
 Role = Literal["node", "admin", "write", "read"]
 
@@ -51,12 +52,7 @@ ALLOWED: dict[type, frozenset[str]] = {
 
 
 def check_allowed(peer: Peer, message: object) -> None:
-    allowed = ALLOWED[type(message)]
-    if peer.role not in allowed:
-        raise PermissionDenied(
-            f"{str(peer).capitalize()} has the role {peer.role}; {type(message).__name__} needs "
-            f"{' or '.join(sorted(allowed))}."
-        )
+    check_role(peer, type(message).__name__, ALLOWED[type(message)])
 
 
 def admit(views: Views, fingerprint: str, kind: str, name: str) -> Peer:

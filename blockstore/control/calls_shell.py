@@ -206,7 +206,7 @@ class Calls:
         def is_ready() -> bool:
             return self._events.has_after(message.after)
 
-        if is_ready() or message.wait <= 0:
+        if is_ready() or not message.wait > 0:  # NaN is no time to wait either
             call.answer(self._events.after(message.after))
         else:
             wait = min(message.wait, EVENTS_WAIT_SECONDS_MAX)

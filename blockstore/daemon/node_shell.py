@@ -95,7 +95,7 @@ class Node:
             release=RELEASE,
             facts=self._tell_facts,
         )
-        self._server = FragmentServer(self.disks, doors.clock)
+        self._server = FragmentServer(self.disks, doors.clock, lambda: self.control.views.cluster().grant_key)
         caller = TrioCaller(network, doors.clock)
         nodes = NodeTable(doors.host_id)
         reader = ChunkReader(caller, nodes, self._fork_rng())

@@ -21,6 +21,7 @@ import trio
 from blockstore.codec import credential
 from blockstore.codec.control_record import ClusterRecord, CredentialRecord, NodeRecord
 from blockstore.codec.frame import FrameWire
+from blockstore.codec.grant import KEY_BYTES
 from blockstore.codec.messages import Hello, Joined, JoinNode
 from blockstore.config import OPERATION_SECONDS
 from blockstore.control.bootstrap import bootstrap_cluster, bootstrap_node
@@ -102,7 +103,7 @@ def init_cluster(
         places.format(
             disk_ids,
             cluster,
-            ClusterRecord(cluster, name, time.time(), security),
+            ClusterRecord(cluster, name, time.time(), security, secrets.token_bytes(KEY_BYTES)),
             node_record,
             admin_record,
         )
@@ -125,7 +126,11 @@ def init_embedded(directories: Sequence[Path]) -> None:
         disk_ids = tuple(DiskId(1 + i) for i in range(len(places.disks)))
         record = NodeRecord(node, 0, "embedded", 0, 0, "", "", b"", ("embedded",), "")
         places.format(
-            disk_ids, cluster, ClusterRecord(cluster, "embedded", time.time(), "plain"), record, None
+            disk_ids,
+            cluster,
+            ClusterRecord(cluster, "embedded", time.time(), "plain", secrets.token_bytes(KEY_BYTES)),
+            record,
+            None,
         )
         places.finish(
             NodeFile(

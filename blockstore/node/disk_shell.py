@@ -96,7 +96,7 @@ async def open_disk_shell(
 ) -> AsyncGenerator[DiskShell]:
     """The recovered disk, at work. Raises NotAStore, UnknownFormat, Corrupt, DiskFailed."""
     shell = DiskShell(disk, disk_id, cluster, on_event)
-    await trio.to_thread.run_sync(shell.recover)
+    await disk.offload(shell.recover)
     shell.start()
     try:
         yield shell
@@ -455,7 +455,8 @@ class DiskShell:
                 return
             fragment.on_sealed()
             self._open.pop(fragment.chunk, None)
-            self._keep_index(fragment)
+            if fragment.index is not None:
+                self._keep_index(fragment)
             self._done_after_fence(fragment.chunk, epoch, on_done)
             self._run_idle(fragment)
 
@@ -546,7 +547,7 @@ class DiskShell:
         if not self._slots.file(fragment.slot).read_now(DATA_START + start, data):
             return None
         self._verify(fragment, span, data)
-        return data[offset - start : offset - start + length]
+        return _part(data, offset - start, length)
 
     def submit_read(self, chunk: ChunkId, offset: int, length: int, on_done: OnRead) -> None:
         """The verified bytes, or what is wrong."""
@@ -570,7 +571,7 @@ class DiskShell:
                     self._verify(fragment, span, data)
                 except Corrupt as found:
                     error = found
-            on_done(error or data[offset - span.start : offset - span.start + length])
+            on_done(error or _part(data, offset - span.start, length))
 
         self._read(fragment, DATA_START + span.start, data, filled)
 
@@ -634,3 +635,9 @@ class DiskShell:
         if len(self._indexes) > INDEXES_MAX:
             _, oldest = self._indexes.popitem(last=False)
             oldest.index = None
+
+
+def _part(data: memoryview, start: int, length: int) -> memoryview:
+    """Those bytes; copied out of many more, which would stay in memory for as long as the answer waits."""
+    part = data[start : start + length]
+    return memoryview(bytes(part)) if 2 * length < data.nbytes else part

@@ -3,6 +3,10 @@
 `handle` runs in the trio thread and never waits: what must wait is answered from a callback. A fence is one
 for the whole node: it is told when at least one disk remembers it durably, and a disk that cannot (its file
 of fences failed) takes no writes any more; at the next start each disk adopts what the others remember.
+
+Nodes are believed what epoch they act under: they own volumes. A client is not: it appends to chunks that an
+owner granted to it, as its token shows, under the chunk's own epoch. So whatever a client sends, it never
+raises a volume's fence, and never touches a journal.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Any
 
 from blockstore import config
 from blockstore.codec.checksum import crc32c
+from blockstore.codec.grant import is_granted
 from blockstore.codec.messages import (
     Appended,
     AppendFragment,
@@ -31,7 +36,8 @@ from blockstore.codec.messages import (
 from blockstore.errors import BlockStoreError, InvalidRequest, NotFound, PermissionDenied, StaleEpoch, to_wire
 from blockstore.ids import DiskId, VolumeId
 from blockstore.node.disk_shell import DiskShell
-from blockstore.runtime.interfaces import Clock, IncomingCall
+from blockstore.runtime.interfaces import Clock, IncomingCall, Peer
+from blockstore.runtime.roles import check_role
 
 RANGES_MAX = 4_096
 """Ranges of one read: each may cost an answer of some bytes, and the whole answer one frame."""
@@ -40,16 +46,22 @@ _ROLES: dict[type[Any], tuple[str, ...]] = {
     AppendFragment: ("node", "admin", "write"),
     ReadFragments: ("node", "admin", "write", "read"),
     Fence: ("node",),
-    SealFragment: ("node", "admin", "write"),
+    SealFragment: ("node",),
     DeleteFragment: ("node",),
     ListFragments: ("node", "admin"),
 }
 
 
 class FragmentServer:
-    def __init__(self, disks: Mapping[DiskId, DiskShell], clock: Clock) -> None:
+    def __init__(
+        self,
+        disks: Mapping[DiskId, DiskShell],
+        clock: Clock,
+        grant_key: Callable[[], bytes] = lambda: b"",
+    ) -> None:
         self.disks = disks
         self._clock = clock
+        self._grant_key = grant_key
         self._answer: dict[type[Any], Callable[[IncomingCall, Any], None]] = {
             AppendFragment: self._append,
             ReadFragments: self._read,
@@ -72,9 +84,11 @@ class FragmentServer:
         answer = self._answer.get(kind)
         if answer is None:
             return False
-        if call.peer.role not in _ROLES[kind]:
+        try:
+            check_role(call.peer, kind.__name__, _ROLES[kind])
+        except PermissionDenied as error:
             call.payload.release()
-            call.fail(PermissionDenied(f"{call.peer} may not send {kind.__name__}"))
+            call.fail(error)
             return True
         if kind is not AppendFragment:
             call.payload.release()
@@ -92,6 +106,11 @@ class FragmentServer:
             payload.release()
             call.fail(InvalidRequest(f"an append takes {config.APPEND_BYTES_MAX} bytes at most"))
             return
+        if call.peer.role != "node" and not self._is_granted(call.peer, message):
+            payload.release()
+            who, what = str(call.peer).capitalize(), f"chunk {message.chunk} in epoch {message.epoch}"
+            call.fail(PermissionDenied(f"{who} was not granted {what}."))
+            return
 
         def done(outcome: int | BlockStoreError) -> None:
             payload.release()
@@ -102,6 +121,12 @@ class FragmentServer:
 
         disk.append(
             message.chunk, message.epoch, message.offset, payload.view, message.crc, message.create, done
+        )
+
+    def _is_granted(self, peer: Peer, message: AppendFragment) -> bool:
+        chunk = message.chunk
+        return message.epoch == chunk.epoch and is_granted(
+            self._grant_key(), chunk, peer.fingerprint, message.grant
         )
 
     def _read(self, call: IncomingCall, message: ReadFragments) -> None:

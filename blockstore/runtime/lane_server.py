@@ -28,7 +28,14 @@ from blockstore.config import (
     QUEUED_BYTES_PER_CONNECTION_MAX,
     UNAUTHENTICATED_CONNECTIONS_MAX,
 )
-from blockstore.errors import BlockStoreError, Busy, ConnectionLost, PermissionDenied, ProtocolViolation
+from blockstore.errors import (
+    BlockStoreError,
+    Busy,
+    ConnectionLost,
+    InvalidRequest,
+    PermissionDenied,
+    ProtocolViolation,
+)
 from blockstore.runtime.buffers import BufferPool
 from blockstore.runtime.handling import handle, log
 from blockstore.runtime.interfaces import (
@@ -54,6 +61,8 @@ from blockstore.runtime.sockets import listen_tcp, listen_unix, shake_hands, tun
 Authorize = Callable[[bytes | None, Message | None], Peer]
 """Given the client's certificate (DER) or, without TLS, its hello. PermissionDenied says who was refused and
 why."""
+
+_REFUSALS: Final = (PermissionDenied, ProtocolViolation, InvalidRequest)
 
 _ACCEPT_PAUSE_SECONDS: Final = 0.5
 """Out of descriptors, as a rule: waiting connections stay in the system's queue until others have closed."""
@@ -208,6 +217,7 @@ class Connection:
 
     __slots__ = (
         "_is_noted",
+        "_is_refused",
         "_lane_socket",
         "_listener",
         "_n_calls",
@@ -228,6 +238,7 @@ class Connection:
         self._since = listener.clock.now()
         self._n_calls = 0
         self._is_noted = False
+        self._is_refused = False
         self._opening = trio.CancelScope()
         self._lane_socket = LaneSocket(
             listener.wire, listener.pool, self._on_frame, pauses=True, farewell=self._farewell
@@ -283,6 +294,9 @@ class Connection:
         lane_socket.send(frame, payload, on_sent)
 
     def fail(self, call_id: int, error: BlockStoreError) -> None:
+        if not self._is_refused and isinstance(error, _REFUSALS):
+            self._is_refused = True  # one line says who tries; the hundredth would say no more
+            log.warning("peer %s: request refused: %s", self.name, error)
         self._lane_socket.send(self._wire.encode(ANSWER, call_id, self._wire.failed(error), 0, 0))
 
     def settle(self, held_bytes: int) -> None:

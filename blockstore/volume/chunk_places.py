@@ -41,8 +41,11 @@ class ChunkPlaces:
         live: Collection[DiskId],
         preferred: Collection[DiskId],
         now: float,
+        avoid: Collection[DiskId] = (),
     ) -> Placement:
-        sound = frozenset(disk for disk in live if self._avoided.get(disk, 0.0) <= now)
+        """`avoid`: what a client could not reach just now. It speaks for itself alone: its word must not keep
+        others from sound disks."""
+        sound = frozenset(disk for disk in live if disk not in avoid and self._avoided.get(disk, 0.0) <= now)
         try:
             return choose_placement(policy, groups, sound, preferred, self._used, self._rng)
         except QuorumLost:

@@ -18,10 +18,12 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable
 
+import msgspec
 import trio
 
 from blockstore.chunk.chunk_shell import DataWriter
 from blockstore.codec.control_record import VolumeRecord
+from blockstore.codec.grant import grant_token
 from blockstore.codec.journal_record import (
     HEADER_BYTES,
     ChunkDroppedRecord,
@@ -54,6 +56,7 @@ from blockstore.config import (
     OWNER_QUEUE_BYTES_MAX,
     SESSION_IDLE_SECONDS,
     SESSION_RESULTS_MAX,
+    SESSION_UNSETTLED_MAX,
     VALUE_CACHE_BYTES,
 )
 from blockstore.errors import (
@@ -61,13 +64,13 @@ from blockstore.errors import (
     Busy,
     InvalidRequest,
     NotOwner,
-    PermissionDenied,
     Unavailable,
     from_wire,
 )
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId
 from blockstore.placement.policy import Policy
 from blockstore.runtime.interfaces import Answer, IncomingCall
+from blockstore.runtime.roles import check_role
 from blockstore.volume.checkpoint_shell import Checkpointer
 from blockstore.volume.chunk_places import ChunkPlaces
 from blockstore.volume.journal import Committed, Journal
@@ -90,6 +93,7 @@ TIDY_SECONDS = 2.0
 PURGE_KEYS = 2_000
 """Keys whose history is examined between two checkpoints of the loop: some 5 ms."""
 DATA, RUN = "data", "run"
+WRITERS = ("admin", "node", "write")
 
 
 class VolumeOwner:
@@ -181,11 +185,11 @@ class VolumeOwner:
     def _dispatch(self, call: IncomingCall, message: VolumeCall) -> None:
         op = message.op
         if isinstance(op, WRITES):
-            _check_may_write(call)
+            check_role(call.peer, type(op).__name__, WRITERS)
             self._write(call, message)
             return
         if isinstance(op, Grant):
-            _check_may_write(call)
+            check_role(call.peer, type(op).__name__, WRITERS)
             self._grant(call, message, op)
             return
         self._check_lease()
@@ -229,16 +233,18 @@ class VolumeOwner:
         self._heard[request.session] = self._world.clock.now()
         known = self._state.sessions.find(request)
         if known is not None:
-            _answer(call, known)
+            self._answer_grant(call, known)
             return True
         pending = self._pending.get(request)
         if pending is not None:
-            pending.append(lambda result: _answer(call, result))
+            pending.append(lambda result: self._answer_grant(call, result))
             return True
         if self._state.sessions.is_settled(request):
             raise InvalidRequest("The request was settled before; it is not applied again.")
         if self._in_flight[request.session] >= SESSION_RESULTS_MAX:
             raise Busy("the session has too many requests in flight")
+        if self._state.sessions.n_results(request.session) >= SESSION_UNSETTLED_MAX:
+            raise Busy("the session has too many results that it does not settle")
         return False
 
     def _submit(
@@ -277,7 +283,15 @@ class VolumeOwner:
         if self._answer_known(call, message):
             return
         record = self._opening(self._policy, DATA, message.request, message.settled, op.finished, op.avoid)
-        self._submit(message.request, record, None, lambda result: _answer(call, result))
+        self._submit(message.request, record, None, lambda result: self._answer_grant(call, result))
+
+    def _answer_grant(self, call: IncomingCall, result: Result | BlockStoreError) -> None:
+        """The token is made for whoever asks now, and so never stored: a repeated request gets it anew."""
+        if isinstance(result, Granted):
+            key = self._world.control.views.cluster().grant_key
+            token = grant_token(key, result.chunk, call.peer.fingerprint)
+            result = msgspec.structs.replace(result, token=token)
+        _answer(call, result)
 
     async def _grant_run(
         self, finished: tuple[tuple[ChunkId, int], ...], avoid: tuple[DiskId, ...], deadline: float
@@ -312,12 +326,13 @@ class VolumeOwner:
         """The record that opens a chunk for a session, which has finished some others."""
         now = self._world.clock.now()
         for chunk, length in finished:
-            self._finish_chunk(chunk, length)
-        for disk in avoid:
-            self._places.avoid(disk, now)
+            entry = self._state.chunks.find(chunk)
+            # Only its own, and nothing that is referred to: what a client says must never cut a journal.
+            if entry is not None and entry.session == request.session and length >= entry.committed:
+                self._finish_chunk(chunk, length)
         table = self._world.control.views.policy(policy.text)
         groups = () if table is None else table.groups
-        placement = self._places.choose(policy, groups, self._world.live_disks(), frozenset(), now)
+        placement = self._places.choose(policy, groups, self._world.live_disks(), frozenset(), now, avoid)
         capacity = CHUNK_BYTES_MAX // policy.k
         return ChunkOpenedRecord(request, settled, self._places.next_chunk(), placement, capacity, purpose)
 
@@ -370,6 +385,8 @@ class VolumeOwner:
 
     def _end_idle_grants(self) -> None:
         now = self._world.clock.now()
+        for session in [one for one, heard in self._heard.items() if now - heard > 2 * SESSION_IDLE_SECONDS]:
+            del self._heard[session]
         for chunk, entry in self._state.chunks.open_chunks(DATA):
             if now - self._heard.setdefault(entry.session, now) > SESSION_IDLE_SECONDS:
                 # What lies behind the last reference was never acknowledged to anybody.
@@ -419,11 +436,6 @@ class VolumeOwner:
             "chunks_under_protected": state.chunks.under_protected()[0],
             **state.chunks.totals(),
         }
-
-
-def _check_may_write(call: IncomingCall) -> None:
-    if call.peer.role not in ("write", "admin", "node"):
-        raise PermissionDenied(f"{call.peer} may only read; this needs the role 'write'.")
 
 
 def _answer(call: IncomingCall, result: Result | BlockStoreError) -> None:

@@ -56,8 +56,8 @@ class ReadShell:
             version = find(key, at)
             if version is None:
                 gathered.note_missing()
-            else:
-                self._read_near(version, gathered.taker(index, version))
+            elif (take := gathered.taker(index, version)) is not None:
+                self._read_near(version, take)
 
     def _read_near(self, version: StoredVersion, on_value: OnValue) -> None:
         """The whole value if it is small and near, else None."""
@@ -108,21 +108,30 @@ class _Gathered:
     def note_missing(self) -> None:
         self._one_less()
 
-    def taker(self, index: int, version: StoredVersion) -> OnValue:
+    def taker(self, index: int, version: StoredVersion) -> OnValue | None:
+        """Who takes the value; None when there is no room for it, so that it need not be read."""
         start, end = clip(*self._op.ranges[index], version.size) if self._op.ranges else (0, version.size)
+        n_bytes = end - start
+        if self._size + n_bytes > FRAME_PAYLOAD_BYTES_MAX:
+            self._refer(index, version)
+            return None
+        self._size += n_bytes
 
         def take(value: bytes | None) -> None:
-            n_bytes = end - start
-            if value is None or self._size + n_bytes > FRAME_PAYLOAD_BYTES_MAX:
-                self._entries[index] = _anonymous(version, version.extents, -1)
-                self._referred.append(version)
+            if value is None:
+                self._size -= n_bytes
+                self._refer(index, version)
             else:
-                self._size += n_bytes
                 self._entries[index] = _anonymous(version, (), n_bytes)
                 self._values[index] = value if n_bytes == version.size else memoryview(value)[start:end]
-            self._one_less()
+                self._one_less()
 
         return take
+
+    def _refer(self, index: int, version: StoredVersion) -> None:
+        self._entries[index] = _anonymous(version, version.extents, -1)
+        self._referred.append(version)
+        self._one_less()
 
     def _one_less(self) -> None:
         self._n_missing_values -= 1

@@ -74,8 +74,11 @@ def _put_record(op: Put, call: VolumeCall, payload: memoryview) -> tuple[Journal
             raise InvalidRequest("A value is either in the request or in chunks, not in both.")
         if len(op.extents) > EXTENTS_MAX or sum(extent.length for extent in op.extents) != op.size:
             raise InvalidRequest("The extents do not add up to the value's size.")
-        if any(extent.chunk.volume != call.volume or extent.length <= 0 for extent in op.extents):
-            raise InvalidRequest("An extent of another volume, or an empty one.")
+        if any(
+            extent.chunk.volume != call.volume or extent.offset < 0 or extent.unit <= 0 or extent.length <= 0
+            for extent in op.extents
+        ):
+            raise InvalidRequest("An extent of another volume, or one that is none.")
     record = PutRecord(
         call.request, call.settled, op.key, op.meta, op.size, op.crc, op.expected, inline, op.extents
     )

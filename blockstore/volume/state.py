@@ -131,8 +131,10 @@ class VolumeState:
             extents = (
                 (Extent(chunk, value_offset, record.size, record.size, record.crc),) if record.size else ()
             )
-        elif not self.chunks.may_refer(extents, self.epoch):
-            raise StaleEpoch(self.volume, min(extent.chunk.epoch for extent in extents), self.epoch)
+        else:
+            self.chunks.check_granted(extents, record.request.session)
+            if not self.chunks.may_refer(extents, self.epoch):
+                raise StaleEpoch(self.volume, min(extent.chunk.epoch for extent in extents), self.epoch)
         self.chunks.add_live(extents)
         version = StoredVersion(sequence, record.meta, record.size, record.crc, extents)
         self._give_back(self.map.put(record.key, version, self.newest_snapshot))

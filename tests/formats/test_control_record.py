@@ -36,7 +36,10 @@ from blockstore.ids import ChunkId, DiskId, NodeId, RequestId, SessionId, Volume
 PAGE = Path(__file__).parent.parent.parent / "docs" / "formats" / "control.md"
 
 RECORDS: list[tuple[Record, str]] = [
-    (ClusterRecord("c1", "lab", 1.5, "tls"), "019501a26331a36c6162cb3ff8000000000000a3746c73"),
+    (
+        ClusterRecord("c1", "lab", 1.5, "tls", b"key"),
+        "019601a26331a36c6162cb3ff8000000000000a3746c73c4036b6579",
+    ),
     (
         NodeRecord(NodeId(2), 3, "h", 7440, 7441, "/u", "m", b"k", ("r1", "h1"), "ff", "active"),
         "019c020203a168cd1d10cd1d11a22f75a16dc4016b92a27231a26831a26666a6616374697665",
@@ -65,6 +68,11 @@ SNAPSHOT = SnapshotContent(3, (SnapshotItem("a", b"x", 2),), ((RequestId(Session
 def test_records_of_version_1(record: Record, golden: str) -> None:
     assert encode_record(record).hex() == golden
     assert decode_record(bytes.fromhex(golden), type(record), "key") == record
+
+
+def test_a_cluster_record_from_before_grants_were_signed_is_read() -> None:
+    old = bytes.fromhex("019501a26331a36c6162cb3ff8000000000000a3746c73")
+    assert decode_record(old, ClusterRecord, "cluster") == ClusterRecord("c1", "lab", 1.5, "tls", b"")
 
 
 def test_a_command_of_version_1() -> None:

@@ -12,6 +12,7 @@ import trio.testing
 
 from blockstore.chunk.chunk_shell import ChunkReader, DataWriter, NodeTable
 from blockstore.codec.fragment_file import DATA_START
+from blockstore.codec.grant import grant_token
 from blockstore.codec.messages import Extent, Fence, Fenced, Granted, NodeView, Placement, View
 from blockstore.errors import ConnectionLost, DiskFailed
 from blockstore.ids import ChunkId, DiskId, KiB, MiB, NodeId, VolumeId
@@ -24,6 +25,7 @@ from blockstore.runtime.trio_caller import TrioCaller
 
 VOLUME = VolumeId(7)
 CLIENT = Peer("client", "writer", "write")
+KEY = b"known to nodes alone"
 NODE = Peer("node", "1", "node")
 
 
@@ -57,7 +59,7 @@ class Machines:
             shell = DiskShell(disk, DiskId(number), "test", lambda code, text: None)
             shell.recover()
             shell.start()
-            self._serve(number, FragmentServer({DiskId(number): shell}, self.clock))
+            self._serve(number, FragmentServer({DiskId(number): shell}, self.clock, lambda: KEY))
         self.nodes = NodeTable()
         views = tuple(
             NodeView(NodeId(n), "node", n, "", "", (), True, (DiskId(n),)) for n in range(1, n_nodes + 1)
@@ -85,7 +87,8 @@ class Machines:
         n = self.k + self.m
         chunk = ChunkId(VOLUME, self.epoch, len(self.placements) + 1)
         self.placements[chunk] = Placement(self.k, self.m, tuple((good + [DiskId(0)] * n)[:n]))
-        return Granted(chunk, self.epoch, self.placements[chunk], 4 * MiB)
+        token = grant_token(KEY, chunk, CLIENT.fingerprint)
+        return Granted(chunk, self.epoch, self.placements[chunk], 4 * MiB, token)
 
     async def read(self, extents: tuple[Extent, ...], length: int) -> bytes:
         return await self.reader.read(extents, self.placements, 0, length, trio.current_time() + 20)

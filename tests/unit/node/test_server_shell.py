@@ -10,6 +10,7 @@ import pytest
 
 from blockstore import config
 from blockstore.codec.checksum import crc32c
+from blockstore.codec.grant import KEY_BYTES, grant_token
 from blockstore.codec.messages import (
     Appended,
     AppendFragment,
@@ -45,6 +46,8 @@ from tests.unit.node.disks import CLUSTER, SPEC, VOLUME, bytes_for, chunk
 ONE, TWO = DiskId(1), DiskId(2)
 A, B = chunk(1), chunk(2)
 SOME = bytes_for(1, 50_000)
+KEY = bytes(range(KEY_BYTES))
+GRANT = grant_token(KEY, A, "")
 Role = Literal["node", "admin", "write", "read"]
 
 
@@ -89,7 +92,7 @@ class Node:
         for shell in self.shells.values():
             shell.recover()
             shell.start()
-        self.server = FragmentServer(self.shells, RealClock())
+        self.server = FragmentServer(self.shells, RealClock(), lambda: KEY)
         self.settle()
 
     def settle(self) -> None:
@@ -199,9 +202,10 @@ def test_a_fence_holds_when_one_disk_cannot_remember_it(node: Node) -> None:
 @pytest.mark.parametrize(
     ("message", "roles"),
     [
-        (AppendFragment(ONE, A, 1, 0, 0, SPEC), {"node", "admin", "write"}),
+        (AppendFragment(ONE, A, 1, 0, 0, SPEC, GRANT), {"node", "admin", "write"}),
+        (AppendFragment(ONE, A, 1, 0, 0, SPEC), {"node"}),
         (ReadFragments(()), {"node", "admin", "write", "read"}),
-        (SealFragment(ONE, A, 1, 0), {"node", "admin", "write"}),
+        (SealFragment(ONE, A, 1, 0), {"node"}),
         (Fence(VOLUME, 9), {"node"}),
         (DeleteFragment(ONE, A, 1), {"node"}),
         (ListFragments(ONE), {"node", "admin"}),
@@ -236,3 +240,27 @@ def test_nonsense_is_refused_by_name(node: Node) -> None:
             assert isinstance(node.ask(message).answers[0], InvalidRequest)
     assert isinstance(node.ask(Fence(VolumeId(-1), 2)).answers[0], InvalidRequest)
     assert not node.server.handle(Call(Ping()))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        AppendFragment(ONE, A, 99, 0, 0, SPEC, GRANT),  # another epoch than the chunk's own
+        AppendFragment(ONE, A, 0, 0, 0, SPEC, GRANT),
+        AppendFragment(ONE, B, 1, 0, 0, SPEC, GRANT),  # another chunk
+        AppendFragment(ONE, A._replace(epoch=2**62), 2**62, 0, 0, SPEC, GRANT),
+        AppendFragment(ONE, A._replace(number=2**64 - 1), 1, 0, 0, SPEC, GRANT),
+        AppendFragment(ONE, A, 1, 0, 0, SPEC, grant_token(bytes(KEY_BYTES), A, "")),
+        AppendFragment(ONE, A, 1, 0, 0, SPEC, grant_token(KEY, A, "somebody else's")),
+        AppendFragment(ONE, A, 1, 0, 0, SPEC, GRANT[:-1]),
+        SealFragment(ONE, A, 99, 0),
+    ],
+)
+def test_a_client_appends_to_what_it_was_granted_and_fences_nothing(node: Node, message: Message) -> None:
+    roles: tuple[Role, ...] = ("write", "admin")
+    for role in roles:
+        [refused] = node.ask(message, b"", role).answers
+        assert isinstance(refused, PermissionDenied)
+        assert "Node 1" in str(refused)
+    assert node.shells[ONE].all_highest() == {}
+    assert node.append(ONE, SOME) == Appended(len(SOME))
