@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import trio
-
 from blockstore import config
 from blockstore.codec.fence_file import Fact, Kind
 from blockstore.codec.fragment_file import DATA_START, LOG_START, RECORD_BYTES, Header, encode_header

@@ -86,6 +86,7 @@ class Fragment:
         "length",
         "pending",
         "rewriting",
+        "seal_durable",
         "sealed",
         "sealing",
         "slot",
@@ -107,6 +108,7 @@ class Fragment:
         self.sealed = header.state is State.SEALED
         if self.sealed:
             self.length = self.durable = header.length
+        self.seal_durable = False
         self.sealing: int | None = None  # the length of a seal under way
         self.doubtful = header.doubtful
         self.damaged = False
@@ -278,11 +280,15 @@ class Fragment:
 
     def seal(self, length: int) -> tuple[Write, ...] | None:
         """After `begin_seal`, with nothing under way. What to write; None when it is sealed at `length`
-        already."""
+        already.
+
+        A seal found after a restart may still be in the page cache alone: then there is nothing to write
+        but a sync to wait for.
+        """
         if self.sealed:
             if length != self.length:
                 raise FragmentSealed(self.length)
-            return None
+            return None if self.seal_durable else ()
         if self.failed is not None:
             raise self.failed
         assert not self.pending and self.sealing == length <= self.durable  # noqa: PT018
@@ -296,9 +302,10 @@ class Fragment:
         return (Write(0, (encode_header(self.header),)),)
 
     def on_sealed(self) -> None:
-        assert self.sealing is not None
-        self.length = self.durable = self.sealing
-        self.sealed, self.sealing, self.rewriting = True, None, False
+        if self.sealing is not None:
+            self.length = self.durable = self.sealing
+        self.sealed = self.seal_durable = True
+        self.sealing, self.rewriting = None, False
 
     def mark_doubtful(self) -> bytes:
         """The header that remembers the doubt."""

@@ -1,7 +1,9 @@
 """Reads one slot after a restart: carries out `recovery.py`. Blocking, before anything else uses the disk.
 
-What is found is synced before it is believed: after a killed process the page cache still shows writes that
-no disk has, and a length that was told must not shrink when the power fails next.
+An open fragment is synced before it is believed: after a killed process the page cache still shows writes
+that no disk has, and a length that was told must not shrink when the power fails next. Then its cache is
+dropped: after a write that failed, it may show bytes that no disk will ever have. (Sealed ones are not
+synced here, for thousands of syncs take minutes; a seal that is asked for again is, before it is answered.)
 """
 
 from __future__ import annotations
@@ -56,7 +58,6 @@ def recover_slot(
             return free
         if header.state is State.OPEN:
             return _recover_open(header, file, tell)
-        file.write(())
         return Fragment(header)
     finally:
         file.close()
@@ -69,6 +70,8 @@ def _is_unused(file: File) -> bool:
 
 
 def _recover_open(header: Header, file: File, tell: Callable[[str, str], None]) -> Fragment:
+    file.write(())
+    file.forget_cached()
     log = bytearray(FRAGMENT_LOG_BYTES)
     file.read(LOG_START, memoryview(log))
     scan = scan_log(header, log)
@@ -86,5 +89,6 @@ def _recover_open(header: Header, file: File, tell: Callable[[str, str], None]) 
     if verdict.doubtful and not header.doubtful:
         writes.append(Write(0, (fragment.mark_doubtful(),)))
         tell("fragment-doubtful", f"{header.chunk} was cut to {verdict.length} bytes at a bad checksum")
-    file.write(writes)
+    if writes:
+        file.write(writes)
     return fragment

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 from blockstore.errors import BlockStoreError
 from blockstore.ids import NodeId
+
+T = TypeVar("T")
 
 Buffer = bytes | bytearray | memoryview
 Message = Any
@@ -311,6 +313,11 @@ class File(Protocol):
         """Write, then fdatasync; blocking, for start-up, when nothing else is under way on this file."""
         ...
 
+    def forget_cached(self) -> None:
+        """Drop cached pages that are clean, so that the next read shows what the disk has: after a write that
+        failed, the cache may show bytes that were never stored, also to a later process."""
+        ...
+
     def close(self) -> None:
         """Synchronous; waits for what is under way."""
         ...
@@ -322,6 +329,10 @@ class Disk(Protocol):
 
     @property
     def path(self) -> str: ...
+
+    async def offload(self, work: Callable[[], T]) -> T:
+        """What `work` returns, done in a worker thread: for many blocking calls at start-up, while others run."""
+        ...
 
     def free_bytes(self) -> int: ...
 

@@ -26,13 +26,14 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
 from blockstore.errors import BlockStoreError, DiskFailed, NoSpace, NotFound, StoreLocked
 from blockstore.runtime.interfaces import Buffer, File, Write
 
+T = TypeVar("T")
 OnDone = Callable[[BlockStoreError | None], None]
 Job = Callable[[], Callable[[], None]]
 """Runs in a worker thread; what it returns is then called in the loop."""
@@ -120,6 +121,9 @@ class RealDisk:
     @property
     def path(self) -> str:
         return self._path
+
+    async def offload(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work)
 
     # --- threads
 
@@ -355,6 +359,10 @@ class RealFile:
         except OSError as error:
             self._error = _translate(error, f"{self._disk.path} ({self._name})")
             raise self._error from error
+
+    def forget_cached(self) -> None:
+        with suppress(OSError):  # advice: a file system that has none keeps its cache
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def read_now(self, offset: int, into: memoryview) -> bool:
         if not self._no_wait:

@@ -152,6 +152,8 @@ async def test_blocking_reads_and_writes_for_start_up(disk: Disk) -> None:
     assert into == bytes(5) + b"start"
     with pytest.raises(DiskFailed):
         file.read(64 * KiB - 5, memoryview(into))
+    file.forget_cached()
+    assert await read(file, 60 * KiB, 3) == b"end"
     file.close()
 
 

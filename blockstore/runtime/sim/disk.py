@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Literal
+from typing import Literal, TypeVar
 
 import trio
 
@@ -28,6 +28,7 @@ from blockstore.ids import GiB
 from blockstore.runtime.interfaces import Clock, File, Write
 
 OnDone = Callable[[BlockStoreError | None], None]
+T = TypeVar("T")
 
 SECTOR_BYTES = 512
 PAGE_BYTES = 4096
@@ -125,7 +126,9 @@ class SimDisk:
         path: str = "sim",
         capacity_bytes: int = 64 * GiB,
         latency_seconds: tuple[float, float] = (0.000_05, 0.000_5),
+        after: Callable[[float, Callable[[], None]], None] | None = None,
     ) -> None:
+        """`after` makes a call after so many seconds: with it the disk works by itself, without `serve`."""
         self.rng = rng
         self._clock = clock
         self._path = path
@@ -138,6 +141,9 @@ class SimDisk:
         self._life = 0  # handles of an earlier one are dead
         self._stalled_until = 0.0
         self._work: trio.Event | None = None
+        self._after = after
+        self._is_at_work = False
+        self.is_off = False
         self.n_steps = 0
         self._steps_left = -1
 
@@ -163,10 +169,29 @@ class SimDisk:
                 content.forget_cache()
                 self._files[name] = content
         self._removed.clear()
-        self._jobs.clear()
         self._faults.clear()
+        self._end_life()
+
+    def _end_life(self) -> None:
+        self._jobs.clear()
+        self._is_at_work = False
         self._life += 1
         self._steps_left = -1
+
+    def process_ended(self) -> None:
+        """Who used the disk is gone: what was written is in the cache, and may still be lost by a crash; what
+        waited never happens."""
+        self._end_life()
+        self.is_off = True
+
+    def power_off(self) -> None:
+        """A crash, after which nothing happens until `power_on`: what is left of the program meets PowerLost,
+        or silence."""
+        self.crash()
+        self.is_off = True
+
+    def power_on(self) -> None:
+        self.is_off = False
 
     def inject(
         self,
@@ -226,13 +251,41 @@ class SimDisk:
             self.step()
 
     def enqueue(self, job: Callable[[], None], takes_time: bool = True) -> None:
+        if self.is_off:
+            return
         self._jobs.append((job, takes_time))
-        if self._work is not None:
+        if self._after is not None:
+            if not self._is_at_work:
+                self._go_on(self._after)
+        elif self._work is not None:
             self._work.set()
+
+    def _go_on(self, after: Callable[[float, Callable[[], None]], None]) -> None:
+        """Plan the next step that takes time, and all before it."""
+        self._is_at_work = bool(self._jobs)
+        if self._jobs:
+            takes_time = any(takes_time for _, takes_time in self._jobs)
+            pause = self.rng.uniform(*self._latency) if takes_time else 0.0
+            if self._clock is not None:
+                pause = max(pause, self._stalled_until - self._clock.now())
+            after(pause, partial(self._work_on, after, self._life))
+
+    def _work_on(self, after: Callable[[float, Callable[[], None]], None], life: int) -> None:
+        if life != self._life:
+            return
+        if self._clock is not None and self._clock.now() < self._stalled_until:
+            self._go_on(after)
+            return
+        takes_time = False
+        while self._jobs and not takes_time and life == self._life:
+            job, takes_time = self._jobs.popleft()
+            job()
+        if life == self._life:
+            self._go_on(after)
 
     def tick(self) -> None:
         """Here the power may fail."""
-        if self._steps_left == 0:
+        if self._steps_left == 0 or self.is_off:
             raise PowerLost
         self._steps_left -= 1
         self.n_steps += 1
@@ -258,6 +311,11 @@ class SimDisk:
     @property
     def path(self) -> str:
         return self._path
+
+    async def offload(self, work: Callable[[], T]) -> T:
+        """There are no threads here."""
+        await trio.lowlevel.checkpoint()
+        return work()
 
     def free_bytes(self) -> int:
         return max(0, self.capacity_bytes - sum(content.size for content in self._files.values()))
@@ -353,6 +411,8 @@ class SimFile:
         return self._name
 
     def submit(self, writes: Sequence[Write], on_done: OnDone) -> None:
+        if self._disk.is_off:
+            return
         assert self._life == self._disk.life, "a handle from before the crash"
         if self._closed:
             self._disk.enqueue(partial(on_done, DiskFailed(self._name, "closed")))
@@ -417,6 +477,10 @@ class SimFile:
             self._sync_content()
         if self._error is not None:
             raise self._error
+
+    def forget_cached(self) -> None:
+        if not self._content.dirty:
+            self._content.forget_cache()
 
     def read_now(self, offset: int, into: memoryview) -> bool:
         if (

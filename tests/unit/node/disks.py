@@ -49,6 +49,13 @@ class Bench:
         self.open()
         self.disk.settle()
 
+    def kill(self) -> None:
+        """The process ends at once; what it wrote is in the cache of the system."""
+        self.disk.process_ended()
+        self.disk.power_on()
+        self.open()
+        self.disk.settle()
+
     def crash(self, rng: Random) -> None:
         self.disk.crash(rng)
         self.open()

@@ -268,6 +268,22 @@ def test_a_seal_fixes_the_length_for_ever(bench: Bench) -> None:
         bench.restart()
 
 
+def test_a_seal_asked_for_again_is_durable_when_answered() -> None:
+    for seed in range(20):
+        bench = Bench(seed)
+        bench.disk.settle()
+        bench.appended(A, 0, SOME)
+        bench.shell.seal(A, 1, 50_000, lambda error: None)
+        for _ in range(2):
+            bench.disk.step()  # written, not synced
+        bench.kill()
+        assert bench.sealed(A, 50_000) is None
+        bench.crash(Random(seed))
+        state = bench.state(A)
+        assert state is not None
+        assert state.sealed
+
+
 def test_a_seal_may_fall_inside_a_piece(bench: Bench) -> None:
     bench.appended(A, 0, SOME)
     assert bench.sealed(A, 20_000) is None
@@ -500,6 +516,25 @@ def test_a_failed_sync_is_not_believed_by_a_later_one(bench: Bench) -> None:
         assert state is not None
         assert state.length in (50_000, 100_000)
         assert bench.read(A, 0, state.length) == (SOME + SOME)[: state.length]
+
+
+def test_what_a_failed_sync_left_in_the_cache_is_not_believed_after_a_restart() -> None:
+    lengths = set[int]()
+    for seed in range(20):
+        bench = Bench(seed)
+        bench.disk.settle()
+        bench.appended(A, 0, SOME)
+        bench.disk.inject("sync", DiskFailed("sim", "EIO"), file_of(bench, A))
+        assert isinstance(bench.appended(A, 50_000, SOME), DiskFailed)
+        bench.restart()  # the process alone: the cache still shows all of it
+        state = bench.state(A)
+        assert state is not None
+        bench.crash(Random(seed))
+        after = bench.state(A)
+        assert after is not None
+        assert after.length == state.length
+        lengths.add(state.length)
+    assert lengths == {50_000, 100_000}
 
 
 def test_a_read_error_is_reported_and_the_disk_suspect(bench: Bench) -> None:
