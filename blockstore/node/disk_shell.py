@@ -259,6 +259,7 @@ class DiskShell:
                 again = partial(self.append, chunk, epoch, offset, data, crc, create, on_done)
                 self._load_index(fragment, again, on_done)
                 return
+            file = self._slots.file(fragment.slot)  # first: then what fails here has changed nothing
             pending = fragment.append(offset, data, crc)
         except BlockStoreError as error:
             on_done(error)
@@ -275,7 +276,7 @@ class DiskShell:
             pending.writes = ()
             self._queued_bytes += len(data)
             self._n_queued += 1
-            self._slots.file(fragment.slot).submit(writes, partial(self._on_written, fragment, pending))
+            file.submit(writes, partial(self._on_written, fragment, pending))
 
     def _check(self, chunk: ChunkId, epoch: int) -> None:
         if chunk.volume < 0 or chunk.epoch < 0 or chunk.number < 0:
@@ -459,14 +460,16 @@ class DiskShell:
             self._run_idle(fragment)
 
         try:
+            file = self._slots.file(fragment.slot)
             writes = fragment.seal(length)
         except BlockStoreError as error:
+            fragment.sealing = None
             on_done(error)
             return
         if writes is None:
             self._done_after_fence(fragment.chunk, epoch, on_done)
         else:
-            self._slots.file(fragment.slot).submit(writes, written)
+            file.submit(writes, written)
 
     def delete(self, chunk: ChunkId, epoch: int, on_done: OnDone) -> None:
         """Free the chunk's slot, for ever; `on_done(None)` when that is durable. Nothing there is fine
@@ -509,6 +512,11 @@ class DiskShell:
         if fragment.failed is not None:
             on_done(fragment.failed)
             return
+        try:
+            file = self._slots.file(fragment.slot)
+        except BlockStoreError as error:
+            on_done(error)
+            return
         free = fragment.free()
 
         def written(error: BlockStoreError | None) -> None:
@@ -519,7 +527,7 @@ class DiskShell:
                 self._slots.free(free)
             on_done(error)
 
-        self._slots.file(fragment.slot).submit((Write(0, (encode_header(free),)),), written)
+        file.submit((Write(0, (encode_header(free),)),), written)
 
     def _done_after_fence(self, chunk: ChunkId, epoch: int, on_done: OnDone) -> None:
         if epoch > chunk.epoch:

@@ -8,7 +8,7 @@ from functools import partial
 
 from blockstore.codec.fragment_file import Header, State, encode_header, file_bytes
 from blockstore.config import CHUNK_BYTES_MAX
-from blockstore.errors import BlockStoreError, NoSpace
+from blockstore.errors import BlockStoreError, DiskFailed, NoSpace
 from blockstore.ids import DiskId
 from blockstore.node.slots import Slots, slot_bytes_for
 from blockstore.runtime.interfaces import Disk, File, Write
@@ -33,11 +33,14 @@ class SlotShell:
         self._waiting: dict[int, deque[OnSlot]] = {}
         self._n_removing = 0
         self._files: OrderedDict[int, File] = OrderedDict()
+        self._closed = False
 
     def start(self) -> None:
         self._make(CHUNK_BYTES_MAX)
 
     def close(self) -> None:
+        """Wait for what is under way; nothing is opened or made any more."""
+        self._closed = True
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -49,6 +52,8 @@ class SlotShell:
         if file is not None:
             files.move_to_end(slot)
             return file
+        if self._closed:
+            raise DiskFailed(self._disk.path, "it is being closed")
         file = files[slot] = self._disk.open(file_name(slot))
         if len(files) > FILES_OPEN_MAX:
             _, oldest = files.popitem(last=False)
@@ -82,6 +87,8 @@ class SlotShell:
             self._remove(unneeded)
 
     def _make(self, size: int) -> None:
+        if self._closed:
+            return
         for _ in range(self.slots.to_make(size, len(self._waiting.get(size, ())))):
             slot = self.slots.number()
             self._disk.submit_open(file_name(slot), file_bytes(size), partial(self._on_file, slot, size))
@@ -90,6 +97,9 @@ class SlotShell:
         if isinstance(outcome, BlockStoreError):
             self.slots.made(size)
             self._on_refused(size, outcome)
+            return
+        if self._closed:
+            outcome.close()  # the next start finds a slot that was never used
             return
         # Durable before the slot is used: so its size and its tenancy are known after any crash.
         header = Header(State.FREE, 1, self._disk_id, slot, 0, size)

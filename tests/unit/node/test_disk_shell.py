@@ -28,6 +28,7 @@ from blockstore.errors import (
 from blockstore.ids import ChunkId, DiskId, KiB, MiB
 from blockstore.node import disk_shell, slots_shell
 from blockstore.node.disk_shell import DiskShell, format_disk
+from blockstore.runtime.interfaces import File
 from tests.unit.node.disks import CLUSTER, DISK, SPEC, VOLUME, Bench, bytes_for, chunk
 
 A, B = chunk(1), chunk(2)
@@ -606,6 +607,28 @@ def test_open_files_and_indexes_are_bounded(bench: Bench, monkeypatch: pytest.Mo
         assert bench.sealed(each, 2000) is None
     for each in chunks * 2:
         assert bench.read(each, 500, 1000) == SOME[500:1000] + SOME[:500]
+
+
+def test_a_file_that_cannot_be_opened_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of descriptors, say: each request is answered with the error, and succeeds when that is over."""
+
+    def refuse(slot: int) -> File:
+        raise DiskFailed("sim", "Too many open files")
+
+    bench.appended(A, 0, SOME)
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.shell._slots, "file", refuse)
+        for outcome in (
+            bench.appended(A, 50_000, SOME),
+            bench.appended(B, 0, SOME),
+            bench.sealed(A, 50_000),
+            bench.read(A, 0, 10),
+        ):
+            assert isinstance(outcome, DiskFailed)
+    assert bench.appended(A, 50_000, SOME) == 100_000
+    assert bench.appended(B, 0, SOME) == 50_000
+    assert bench.sealed(A, 50_000) is None
+    assert bench.read(A, 0, 10) == SOME[:10]
 
 
 def test_a_strange_disk_is_refused(bench: Bench) -> None:
