@@ -46,6 +46,7 @@ from blockstore.runtime.interfaces import Disk, Write
 
 OnEvent = Callable[[str, str], None]
 OnStates = Callable[[tuple[FragmentState, ...] | BlockStoreError], None]
+TakeBuffer = Callable[[int], memoryview]
 OnRead = Callable[[memoryview | BlockStoreError], None]
 
 INDEXES_MAX = 1_024
@@ -538,8 +539,11 @@ class DiskShell:
 
     # --- reading
 
-    def read_now(self, chunk: ChunkId, offset: int, length: int) -> memoryview | None:
-        """The verified bytes, if that takes no waiting; None: use `submit_read`. Raises what is wrong."""
+    def read_now(
+        self, chunk: ChunkId, offset: int, length: int, take: TakeBuffer = fresh_buffer
+    ) -> memoryview | None:
+        """The verified bytes, in a buffer that `take` gives, if that takes no waiting; None: use
+        `submit_read`. Raises what is wrong."""
         fragment = self._fragments.get(chunk)
         if fragment is None:
             raise NotFound(f"fragment of {chunk} on disk {self.disk_id}")
@@ -549,7 +553,7 @@ class DiskShell:
             self._indexes.move_to_end(chunk)
         span = fragment.find(offset, length)
         start = span.start
-        data = memoryview(bytearray(span.end - start))
+        data = take(span.end - start)
         if not self._slots.file(fragment.slot).read_now(DATA_START + start, data):
             return None
         self._verify(fragment, span, data)
@@ -641,6 +645,10 @@ class DiskShell:
         if len(self._indexes) > INDEXES_MAX:
             _, oldest = self._indexes.popitem(last=False)
             oldest.index = None
+
+
+def fresh_buffer(length: int) -> memoryview:
+    return memoryview(bytearray(length))
 
 
 def _part(data: memoryview, start: int, length: int) -> memoryview:

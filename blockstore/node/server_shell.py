@@ -34,13 +34,17 @@ from blockstore.codec.messages import (
     SealFragment,
 )
 from blockstore.errors import BlockStoreError, InvalidRequest, NotFound, PermissionDenied, StaleEpoch, to_wire
-from blockstore.ids import DiskId, VolumeId
-from blockstore.node.disk_shell import DiskShell
-from blockstore.runtime.interfaces import Clock, IncomingCall, Peer
+from blockstore.ids import DiskId, KiB, VolumeId
+from blockstore.node.disk_shell import DiskShell, fresh_buffer
+from blockstore.runtime.buffers import BufferPool
+from blockstore.runtime.interfaces import Clock, IncomingCall, Payload, Peer
 from blockstore.runtime.roles import check_role
 
 RANGES_MAX = 4_096
 """Ranges of one read: each may cost an answer of some bytes, and the whole answer one frame."""
+
+POOLED_BYTES_MIN = 64 * KiB
+"""What a read needs from here on comes from kept buffers: below, making one costs less than keeping it."""
 
 _ROLES: dict[type[Any], tuple[str, ...]] = {
     AppendFragment: ("node", "admin", "write"),
@@ -62,6 +66,7 @@ class FragmentServer:
         self.disks = disks
         self._clock = clock
         self._grant_key = grant_key
+        self._pool = BufferPool()
         self._answer: dict[type[Any], Callable[[IncomingCall, Any], None]] = {
             AppendFragment: self._append,
             ReadFragments: self._read,
@@ -137,6 +142,7 @@ class FragmentServer:
         ):
             call.fail(InvalidRequest("that is more than one answer may carry"))
             return
+        buffers = _Buffers(self._pool)
         found: list[memoryview | BlockStoreError | None] = []
         waiting = list[int]()
         for position, each in enumerate(ranges):
@@ -144,7 +150,7 @@ class FragmentServer:
             try:
                 if disk is None:
                     raise _no_disk(each.disk)
-                data = disk.read_now(each.chunk, each.offset, each.length)
+                data = disk.read_now(each.chunk, each.offset, each.length, buffers.take)
             except BlockStoreError as error:
                 found.append(error)
                 continue
@@ -152,7 +158,7 @@ class FragmentServer:
                 waiting.append(position)
             found.append(data)
         if not waiting:
-            _answer_read(call, found)
+            _answer_read(call, found, buffers)
             return
         left = len(waiting)
 
@@ -161,7 +167,7 @@ class FragmentServer:
             found[position] = outcome
             left -= 1
             if left == 0:
-                _answer_read(call, found)
+                _answer_read(call, found, buffers)
 
         for position in waiting:
             each = ranges[position]
@@ -228,7 +234,31 @@ def _answer_ok(call: IncomingCall, error: BlockStoreError | None) -> None:
         call.fail(error)
 
 
-def _answer_read(call: IncomingCall, found: list[memoryview | BlockStoreError | None]) -> None:
+class _Buffers:
+    """What the ranges of one answer are read into: kept buffers for large ones, given back when it is
+    sent."""
+
+    __slots__ = ("_pool", "_taken")
+
+    def __init__(self, pool: BufferPool) -> None:
+        self._pool = pool
+        self._taken: list[Payload] = []
+
+    def take(self, length: int) -> memoryview:
+        if length < POOLED_BYTES_MIN:
+            return fresh_buffer(length)
+        payload = self._pool.take(length)
+        self._taken.append(payload)
+        return payload.view
+
+    def give_back(self) -> None:
+        for payload in self._taken:
+            payload.release()
+
+
+def _answer_read(
+    call: IncomingCall, found: list[memoryview | BlockStoreError | None], buffers: _Buffers
+) -> None:
     crcs = list[int]()
     failed = dict[int, Failed]()
     payload = list[memoryview]()
@@ -240,7 +270,7 @@ def _answer_read(call: IncomingCall, found: list[memoryview | BlockStoreError | 
             assert outcome is not None
             crcs.append(0)
             failed[position] = Failed(*to_wire(outcome))
-    call.answer(FragmentData(tuple(crcs), failed), payload)
+    call.answer(FragmentData(tuple(crcs), failed), payload, buffers.give_back)
 
 
 def _no_disk(disk: DiskId) -> NotFound:
