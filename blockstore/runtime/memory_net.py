@@ -61,8 +61,17 @@ _BYTES_MAX: Final = QUEUED_BYTES_PER_CONNECTION_MAX + RECEIVED_BYTES_PER_CONNECT
 class Carrier(Protocol):
     """Brings what is sent to where it is delivered. Per source and target, in the order sent."""
 
-    def carry(self, source: str, target: str, deliver: Callable[[], None], *, may_repeat: bool) -> None:
-        """Call `deliver` on a later tick: once, never, or, if it `may_repeat`, several times."""
+    def carry(
+        self,
+        source: str,
+        target: str,
+        deliver: Callable[[], None],
+        *,
+        may_repeat: bool,
+        about: Message = None,
+    ) -> None:
+        """Call `deliver` on a later tick: once, never, or, if it `may_repeat`, several times. `about` is the
+        request, the answer's message or the error, for carriers that look at what they carry."""
         ...
 
     async def run(self) -> None:
@@ -79,7 +88,15 @@ class PromptCarrier:
         self._queue: deque[Callable[[], None]] = deque()
         self._task: trio.lowlevel.Task | None = None
 
-    def carry(self, source: str, target: str, deliver: Callable[[], None], *, may_repeat: bool) -> None:
+    def carry(
+        self,
+        source: str,
+        target: str,
+        deliver: Callable[[], None],
+        *,
+        may_repeat: bool,
+        about: Message = None,
+    ) -> None:
         self._queue.append(deliver)
         task, self._task = self._task, None
         if task is not None:
@@ -105,12 +122,21 @@ class MemoryNetwork:
     """`async with MemoryNetwork(clock) as network`; leaving fails what is under way with ConnectionLost."""
 
     def __init__(
-        self, clock: Clock, *, carrier: Carrier | None = None, calls_max: int = CALLS_PER_CONNECTION_MAX
+        self,
+        clock: Clock,
+        *,
+        carrier: Carrier | None = None,
+        calls_max: int = CALLS_PER_CONNECTION_MAX,
+        listeners: dict[Address, MemoryListener] | None = None,
+        soon: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
+        """`listeners` are shared by networks that reach each other, each with the clock of its machine.
+        `soon` makes a call on a later tick; trio does, if nothing else is given."""
         self.clock = clock
         self.carrier: Carrier = carrier if carrier is not None else PromptCarrier()
         self.calls_max = calls_max
-        self.listeners: dict[Address, MemoryListener] = {}
+        self.listeners: dict[Address, MemoryListener] = {} if listeners is None else listeners
+        self._soon = soon
         self._lanes: dict[tuple[str, Address], MemoryLane] = {}
         self._tasks = OwnedNursery()
         self._sweeper: trio.lowlevel.Task | None = None
@@ -157,8 +183,32 @@ class MemoryNetwork:
 
     def tell_soon(self, on_answer: OnAnswer, error: BlockStoreError) -> None:
         """Not by the carrier, which may lose it or have ended."""
+        if self._soon is not None:
+            self._soon(partial(on_answer, error))
+            return
         token = self._token or trio.lowlevel.current_trio_token()
         token.run_sync_soon(on_answer, error)
+
+    # --- what may happen to its machine
+
+    @property
+    def addresses(self) -> frozenset[Address]:
+        """That were called from here."""
+        return frozenset(lane.address for lane in self._lanes.values())
+
+    def lose(self, address: Address, error: BlockStoreError) -> None:
+        """The connections to this address are gone: calls under way fail."""
+        for lane in list(self._lanes.values()):
+            if lane.address == address:
+                lane.fail_all(error)
+
+    def vanish(self) -> None:
+        """The machine is gone, and who called from it: nobody is told anything, here or there."""
+        self.is_closed = True
+        for lane in self._lanes.values():
+            lane.forget_all()
+        for listener in [one for one in self.listeners.values() if one.network is self]:
+            listener.vanish()
 
     def wake_sweeper(self) -> None:
         task, self._sweeper = self._sweeper, None
@@ -195,10 +245,11 @@ class _SeenAs:
 
 
 class MemoryLane:
-    __slots__ = ("_bytes", "_last_id", "_network", "_peer", "_pending", "_source", "address")
+    __slots__ = ("_bytes", "_last_id", "_network", "_peer", "_pending", "_source", "_target", "address")
 
     def __init__(self, network: MemoryNetwork, source: str, peer: Peer | None, address: Address) -> None:
         self.address = address
+        self._target = str(address)
         self._network = network
         self._source = source
         self._peer = peer
@@ -222,8 +273,9 @@ class MemoryLane:
         self._last_id = call_id = self._last_id + 1
         self._pending[call_id] = (on_answer, deadline, size)
         self._bytes += size
-        deliver = partial(self._deliver, call_id, message, _request_view(payload) if size else None, deadline)
-        network.carrier.carry(self._source, str(self.address), deliver, may_repeat=True)
+        budget = deadline - network.clock.now()
+        deliver = partial(self._deliver, call_id, message, _request_view(payload) if size else None, budget)
+        network.carrier.carry(self._source, self._target, deliver, may_repeat=True, about=message)
 
     async def call(self, message: Message, payload: Sequence[Buffer], deadline: float) -> Answer:
         waiter = Waiter(trio.lowlevel.current_task())
@@ -248,9 +300,15 @@ class MemoryLane:
         for call_id in list(self._pending):
             self.complete(call_id, error)
 
+    def forget_all(self) -> None:
+        """Nobody waits for the answers any more."""
+        self._pending.clear()
+        self._bytes = 0
+
     def send_back(self, call_id: int, answer: Answer | BlockStoreError) -> None:
         deliver = partial(self.complete, call_id, answer)
-        self._network.carrier.carry(str(self.address), self._source, deliver, may_repeat=False)
+        about = answer.message if isinstance(answer, Answer) else answer
+        self._network.carrier.carry(self._target, self._source, deliver, may_repeat=False, about=about)
 
     def _find_refusal(self, size: int, deadline: float) -> BlockStoreError | None:
         network, address = self._network, self.address
@@ -268,12 +326,13 @@ class MemoryLane:
             )
         return None
 
-    def _deliver(self, call_id: int, message: Message, view: memoryview | None, deadline: float) -> None:
+    def _deliver(self, call_id: int, message: Message, view: memoryview | None, budget: float) -> None:
         listener = self._network.listeners.get(self.address)
         if listener is None:
             self.complete(call_id, ConnectionLost(f"{self.address}: Connection refused"))
             return
         payload = NO_PAYLOAD if view is None else Payload(view)
+        deadline = listener.network.clock.now() + budget
         listener.take(
             MemoryCall(listener, self, call_id, self._peer or listener.peer, message, payload, deadline)
         )
@@ -284,7 +343,7 @@ class MemoryListener:
         self.address = address
         self.peer = peer
         self.calls: dict[MemoryCall, None] = {}
-        self._network = network
+        self.network = network
         self._handler = handler
 
     def take(self, call: MemoryCall) -> None:
@@ -298,10 +357,18 @@ class MemoryListener:
 
     def close(self) -> None:
         """As if its process had died: calls under way fail with ConnectionLost."""
-        if self._network.listeners.get(self.address) is self:
-            del self._network.listeners[self.address]
+        self._leave()
         for call in list(self.calls):
             call.fail(ConnectionLost(f"{self.address}: the peer hung up"))
+
+    def vanish(self) -> None:
+        """As if its machine had lost power: nobody is told."""
+        self._leave()
+        self.calls.clear()
+
+    def _leave(self) -> None:
+        if self.network.listeners.get(self.address) is self:
+            del self.network.listeners[self.address]
 
 
 class MemoryCall:

@@ -7,17 +7,16 @@ only.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import trio
+from functools import partial
 
 from blockstore.ids import NodeId
 from blockstore.runtime.interfaces import Clock, OnBusMessage
 from blockstore.runtime.memory_bus import UNDELIVERED_MAX, Endpoints, MemoryBus
+from blockstore.runtime.sim.agenda import Agenda
 
 
 @dataclass(slots=True)
@@ -33,17 +32,28 @@ class BusFaults:
 class SimCarrier:
     """`await run()` in a task that lives as long as its endpoints."""
 
-    def __init__(self, chance: random.Random, clock: Clock, faults: BusFaults | None = None) -> None:
+    def __init__(
+        self,
+        chance: random.Random,
+        clock: Clock,
+        faults: BusFaults | None = None,
+        *,
+        agenda: Agenda | None = None,
+    ) -> None:
+        """With an `agenda` that somebody else runs there is no need to `run` this."""
         self.faults = faults or BusFaults()
         self._chance, self._clock = chance, clock
+        self._agenda = agenda if agenda is not None else Agenda(clock)
         self._endpoints = Endpoints()
         self._cuts: set[tuple[NodeId, NodeId]] = set()
-        self._under_way: list[tuple[float, int, NodeId, NodeId, bytes]] = []
-        self._count = itertools.count()  # orders what is due at the same instant
-        self._sleep: trio.CancelScope | None = None
+        self._links: dict[tuple[NodeId, NodeId], BusFaults] = {}
+        self._n_under_way = 0
 
     def bus(self, me: NodeId, on_message: OnBusMessage) -> MemoryBus:
-        return self._endpoints.join(MemoryBus(me, on_message, self))
+        return self.join(MemoryBus(me, on_message, self))
+
+    def join(self, bus: MemoryBus) -> MemoryBus:
+        return self._endpoints.join(bus)
 
     def leave(self, bus: MemoryBus) -> None:
         self._endpoints.leave(bus)
@@ -57,31 +67,31 @@ class SimCarrier:
     def heal(self) -> None:
         self._cuts.clear()
 
+    def set_link(self, sender: NodeId, receiver: NodeId, faults: BusFaults | None) -> None:
+        """This link alone has these faults; None: those of all."""
+        if faults is None:
+            self._links.pop((sender, receiver), None)
+        else:
+            self._links[sender, receiver] = faults
+
     def carry(self, sender: NodeId, to: NodeId, message: bytes) -> bool:
+        faults, chance = self._links.get((sender, to), self.faults), self._chance
         # The draws are the same whatever is cut or gone, so that one fault does not change all later fates.
-        lost = self._chance.random() < self.faults.loss
-        copies = 2 if self._chance.random() < self.faults.duplication else 1
-        delays = [self._chance.uniform(self.faults.delay_min, self.faults.delay_max) for _ in range(copies)]
-        if lost or (sender, to) in self._cuts or len(self._under_way) >= UNDELIVERED_MAX:
+        lost = chance.random() < faults.loss
+        copies = 2 if chance.random() < faults.duplication else 1
+        delays = [chance.uniform(faults.delay_min, faults.delay_max) for _ in range(copies)]
+        if lost or (sender, to) in self._cuts or self._n_under_way >= UNDELIVERED_MAX:
             return False
+        now = self._clock.now()
         for delay in delays:
-            due = self._clock.now() + delay
-            heapq.heappush(self._under_way, (due, next(self._count), sender, to, message))
-        if self._sleep is not None and self._under_way[0][0] < self._due:
-            self._sleep.cancel()
+            self._n_under_way += 1
+            self._agenda.at(now + delay, partial(self._arrive, sender, to, message))
         return True
 
+    def _arrive(self, sender: NodeId, to: NodeId, message: bytes) -> None:
+        self._n_under_way -= 1
+        if (sender, to) not in self._cuts:
+            self._endpoints.deliver(sender, to, message)
+
     async def run(self) -> None:
-        while True:
-            self._due = self._under_way[0][0] if self._under_way else float("inf")
-            with trio.CancelScope() as self._sleep:
-                if self._under_way:
-                    await self._clock.sleep_until(self._due)
-                else:
-                    await trio.sleep_forever()
-            self._sleep = None
-            now = self._clock.now()
-            while self._under_way and self._under_way[0][0] <= now:
-                _, _, sender, to, message = heapq.heappop(self._under_way)
-                if (sender, to) not in self._cuts:
-                    self._endpoints.deliver(sender, to, message)
+        await self._agenda.run()

@@ -7,15 +7,14 @@ replays a run."""
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-import trio
-
-from blockstore.runtime.interfaces import Clock
+from blockstore.runtime.interfaces import Clock, Message
+from blockstore.runtime.sim.agenda import Agenda
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +31,22 @@ class SimCarrier:
     """`MemoryNetwork(clock, carrier=SimCarrier(clock, random.Random(seed)))`, used through `seen_as(peer,
     source)`."""
 
-    def __init__(self, clock: Clock, chance: random.Random, faults: LinkFaults | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        chance: random.Random,
+        faults: LinkFaults | None = None,
+        *,
+        agenda: Agenda | None = None,
+    ) -> None:
+        """With an `agenda` that somebody else runs there is no need to `run` this."""
         self.faults = faults if faults is not None else LinkFaults()
         self._clock = clock
         self._chance = chance
+        self._agenda = agenda if agenda is not None else Agenda(clock)
         self._cut: set[tuple[str, str]] = set()
+        self._links: dict[tuple[str, str], LinkFaults] = {}
         self._last_due: dict[tuple[str, str], float] = {}
-        self._on_the_way: list[tuple[float, int, str, str, Callable[[], None]]] = []
-        self._n_sent = 0
-        self._nap: tuple[float, trio.CancelScope] | None = None
 
     def cut(self, source: str, target: str) -> None:
         """From now on nothing from `source` arrives at `target`, what is on its way included."""
@@ -52,11 +58,27 @@ class SimCarrier:
     def mend_all(self) -> None:
         self._cut.clear()
 
-    def carry(self, source: str, target: str, deliver: Callable[[], None], *, may_repeat: bool) -> None:
+    def set_link(self, source: str, target: str, faults: LinkFaults | None) -> None:
+        """This link alone has these faults; None: those of all."""
+        if faults is None:
+            self._links.pop((source, target), None)
+        else:
+            self._links[source, target] = faults
+
+    def carry(
+        self,
+        source: str,
+        target: str,
+        deliver: Callable[[], None],
+        *,
+        may_repeat: bool,
+        about: Message = None,
+    ) -> None:
         if source == target:
-            self._send(self._clock.now(), source, target, deliver)
+            self._agenda.at(self._clock.now(), deliver)
             return
-        faults, chance = self.faults, self._chance
+        link, chance = (source, target), self._chance
+        faults = self._links.get(link, self.faults)
         # Always the same number of draws: changing one fault's rate does not reshuffle the others.
         is_lost = chance.random() < faults.loss
         is_repeated = chance.random() < faults.repetition
@@ -64,32 +86,13 @@ class SimCarrier:
         if is_lost:
             return
         for delay in delays if is_repeated and may_repeat else delays[:1]:
-            due = max(self._clock.now() + delay, self._last_due.get((source, target), -math.inf))
-            self._last_due[source, target] = due
-            self._send(due, source, target, deliver)
+            due = max(self._clock.now() + delay, self._last_due.get(link, -math.inf))
+            self._last_due[link] = due
+            self._agenda.at(due, partial(self._arrive, link, deliver))
+
+    def _arrive(self, link: tuple[str, str], deliver: Callable[[], None]) -> None:
+        if link not in self._cut:
+            deliver()
 
     async def run(self) -> None:
-        on_the_way = self._on_the_way
-        while True:
-            now = self._clock.now()
-            while on_the_way and on_the_way[0][0] <= now:
-                _, _, source, target, deliver = heapq.heappop(on_the_way)
-                if (source, target) not in self._cut:
-                    deliver()
-            await trio.lowlevel.checkpoint()
-            until = on_the_way[0][0] if on_the_way else math.inf
-            if until <= self._clock.now():
-                continue
-            with trio.CancelScope() as scope:
-                self._nap = (until, scope)
-                if until == math.inf:
-                    await trio.sleep_forever()
-                else:
-                    await self._clock.sleep_until(until)
-            self._nap = None
-
-    def _send(self, due: float, source: str, target: str, deliver: Callable[[], None]) -> None:
-        self._n_sent += 1
-        heapq.heappush(self._on_the_way, (due, self._n_sent, source, target, deliver))
-        if self._nap is not None and due < self._nap[0]:
-            self._nap[1].cancel()
+        await self._agenda.run()
