@@ -37,6 +37,9 @@ RSS_GROWTH_MAX = 32 * MiB
 P99_SECONDS_MAX = 1.0
 """Of the other client's small puts and gets; alone it is some 10 ms."""
 
+LONGEST_SECONDS_MAX = 5.0
+"""Of any of them: an election on a busy machine is forgiven, waiting behind strangers is not."""
+
 
 def context_of(bundle: Bundle) -> ssl.SSLContext:
     return client_context(bundle.ca_certificate, bundle.certificate, bundle.key)
@@ -123,11 +126,16 @@ def request(message: Message, payload: bytes = b"", call_id: int = 1, budget_ms:
     return WIRE.encode(REQUEST, call_id, message, len(payload), budget_ms) + payload
 
 
-def rss_bytes(pid: int) -> int:
+def memory_bytes(pid: int, what: str) -> int:
+    """`VmRSS`: what the process holds in memory now; `VmHWM`: the most since `forget_peak`."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{what}:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"process {pid} has no memory")
+
+
+def forget_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 @dataclass
@@ -191,18 +199,20 @@ class Bystander(threading.Thread):
 
 @contextmanager
 def unharmed(cluster: LocalCluster) -> Generator[Log]:
-    """The first node's log from here on. At the end: every daemon is the process it was, has not grown, has
-    logged no traceback; and another client that worked all the while has noticed nothing."""
+    """The first node's log from here on. At the end: every daemon is the process it was, has never grown
+    much, has logged no traceback; and another client that worked all the while has noticed nothing."""
     logs = [Log(node.log) for node in cluster.nodes]
     pids = [node.pid for node in cluster.nodes]
     bystander = Bystander(cluster, "bystander")
     bystander.start()
     while bystander.is_alive() and len(bystander.seconds) < 3:
         time.sleep(0.01)
-    before = [rss_bytes(pid) for pid in pids]
+    before = [memory_bytes(pid, "VmRSS") for pid in pids]
+    for pid in pids:
+        forget_peak(pid)
     try:
         yield logs[0]
-        grown = [rss_bytes(pid) - was for pid, was in zip(pids, before, strict=True)]
+        grown = [memory_bytes(pid, "VmHWM") - was for pid, was in zip(pids, before, strict=True)]
     finally:
         bystander.stop()
     assert [node.pid for node in cluster.nodes] == pids
@@ -212,7 +222,7 @@ def unharmed(cluster: LocalCluster) -> Generator[Log]:
     assert bystander.error is None, bystander.error
     if len(bystander.seconds) >= 100:
         assert statistics.quantiles(bystander.seconds, n=100)[98] < P99_SECONDS_MAX
-    assert max(bystander.seconds) < 2 * P99_SECONDS_MAX
+    assert max(bystander.seconds) < LONGEST_SECONDS_MAX
 
 
 def admin_of(cluster: LocalCluster) -> Bundle:
