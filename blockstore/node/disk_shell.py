@@ -53,6 +53,10 @@ INDEXES_MAX = 1_024
 """Piece indexes of sealed fragments kept: up to 32 KiB each, 32 MiB in all."""
 
 
+def fresh_buffer(length: int) -> memoryview:
+    return memoryview(bytearray(length))
+
+
 class Append(NamedTuple):
     """An append that waits for its chunk's slot."""
 
@@ -645,10 +649,6 @@ class DiskShell:
         if len(self._indexes) > INDEXES_MAX:
             _, oldest = self._indexes.popitem(last=False)
             oldest.index = None
-
-
-def fresh_buffer(length: int) -> memoryview:
-    return memoryview(bytearray(length))
 
 
 def _part(data: memoryview, start: int, length: int) -> memoryview:
