@@ -11,8 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -54,7 +53,7 @@ from blockstore.config import (
 from blockstore.daemon.local_cluster import LocalCluster, LocalNode
 from blockstore.errors import BlockStoreError, InvalidRequest, NotFound, NotOwner
 from blockstore.ids import ChunkId, DiskId, MiB, RequestId, SessionId, VolumeId
-from blockstore.runtime.interfaces import ANSWER, HELLO, Message
+from blockstore.runtime.interfaces import ANSWER
 from tests.contracts.test_hostile_lanes import GREETING, MALFORMED, claim, flipped, frame_with
 from tests.processes.raw_client import (
     REFUSED_SECONDS,
@@ -240,8 +239,8 @@ def test_numbers_that_overflow_are_refused_by_the_disks(
                 client.refusal(append(offset, crc, None), b"evil")
                 client.refusal(append(offset, 0, None))
             for offset, length in (
-                (0, 0), (0, -1), (0, 5), (4, 1), (3, 2), (-1, 2), (2**63, 1), (1, 2**63 - 1), (2**63 - 1, 2**63),
-                (2**64 - 1, 4), (-(2**63), 2**63),
+                (0, 0), (0, -1), (0, 5), (4, 1), (3, 2), (-1, 2), (2**63, 1), (1, 2**63 - 1),
+                (2**63 - 1, 2**63), (2**64 - 1, 4), (-(2**63), 2**63),
             ):  # fmt: skip
                 ranges = (FragmentRange(disk, chunk, offset, length),)
                 try:
@@ -381,7 +380,7 @@ def first_disk(cluster: LocalCluster) -> DiskId:
 
 
 def test_silent_and_half_open_connections_are_closed(cluster: LocalCluster, writer: Bundle) -> None:
-    """300 who say nothing, and 200 who begin a handshake and stop: the oldest go for the newest, all go soon."""
+    """300 who say nothing, 200 who begin a handshake and stop: the oldest go for the newest, all go soon."""
     node = cluster.nodes[0]
     host, _, port = node.address.rpartition(":")
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -432,10 +431,8 @@ def test_whoever_never_reads_is_given_up(cluster: LocalCluster, bucket: str, rea
             client = stack.enter_context(RawClient(owner, reader))
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             client.sock.settimeout(0.5)
-            try:
+            with suppress(TimeoutError):  # it stops reading from us
                 client.send(asked)
-            except TimeoutError:
-                pass  # it stopped reading from us
             clients.append(client)
         for client in clients:
             [line] = log.wait("WARNING", client.name, seconds=SEND_STALL_SECONDS_MAX + REFUSED_SECONDS)
@@ -443,7 +440,7 @@ def test_whoever_never_reads_is_given_up(cluster: LocalCluster, bucket: str, rea
 
 
 def test_many_small_reads_hold_little_memory(cluster: LocalCluster, bucket: str, writer: Bundle) -> None:
-    """4,096 ranges of one byte each cost 4 KiB of answer, not the 64 MiB of pieces that they were read from."""
+    """4,096 ranges of one byte each cost 4 KiB of answer, not the 64 MiB of pieces they are read from."""
     with granted_to(cluster, bucket, writer) as (granted, node, disk):
         data = bytes(1 * MiB)
         append = AppendFragment(
