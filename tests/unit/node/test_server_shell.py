@@ -69,9 +69,10 @@ class Call:
     def answer(
         self, message: Message, payload: Sequence[Buffer] = (), on_sent: Callable[[], None] | None = None
     ) -> None:
-        assert on_sent is None
         self.answers.append(message)
         self.data = b"".join(payload)
+        if on_sent is not None:
+            on_sent()
 
     def fail(self, error: BlockStoreError) -> None:
         self.answers.append(error)
