@@ -128,8 +128,8 @@ class Leadership:
             )
         if progress.doubt and not answer.doubt:
             if answer.match < progress.heal_index:
-                # From before it lost what it names, so it is not believed; or it is healed, and word of its doubt
-                # was late: then it needs the entry that shows so.
+                # From before it lost what it names, so it is not believed; or it is healed, and word of its
+                # doubt was late: then it needs the entry that shows so.
                 progress.on_unproven(answer.match, self._log)
                 self._feed(node, progress)
                 return

@@ -38,6 +38,22 @@ from blockstore.consensus.raft import Raft, Ready
 from blockstore.errors import Busy, InvalidRequest, NotLeader
 from blockstore.ids import NodeId
 
+FAULTS = [
+    "crash",
+    "start",
+    "start",
+    "cut",
+    "one-way",
+    "heal",
+    "pause",
+    "compact",
+    "damage",
+    "betray",
+    "betray",
+    "member",
+    "all",
+]
+
 State = tuple[tuple[int, bytes], ...]
 """The state machine: every command it was given, with its index."""
 
@@ -436,6 +452,25 @@ class World:
             self.cut ^= {(node, other), (other, node)}
             self.after(self.rng.uniform(0.1, 0.8), lambda: self.flap(node, other, times - 1))
 
+    def betray(self) -> None:
+        """One member misses what the others commit; one of those forgets it; then the leader is cut off."""
+        leader = self.leader()
+        voters = sorted(leader.core.membership.voters - {leader.me}) if leader and leader.core else []
+        if leader is None or len(voters) < 2:
+            return
+        forgetful, behind = (self.nodes[node] for node in self.rng.sample(voters, 2))
+        self.cut |= {(leader.me, behind.me), (behind.me, leader.me)}
+
+        def strike() -> None:
+            if self.faults:
+                self.damage(forgetful)
+                self.cut = {
+                    (a, b) for a in self.nodes for b in self.nodes if (a == leader.me) != (b == leader.me)
+                }
+                self.after(self.rng.uniform(0.0, 0.2), forgetful.start_if_down)
+
+        self.after(self.rng.uniform(0.2, 1.5), strike)
+
     def one_fault(self) -> None:
         rng = self.rng
         if self.flaps and rng.random() < 0.5:
@@ -445,21 +480,7 @@ class World:
             return
         node = rng.choice(list(self.nodes.values()))
         other = rng.choice(list(self.nodes.values()))
-        match rng.choice(
-            (
-                "crash",
-                "start",
-                "start",
-                "cut",
-                "one-way",
-                "heal",
-                "pause",
-                "compact",
-                "damage",
-                "member",
-                "all",
-            )
-        ):
+        match rng.choice(FAULTS):
             case "crash":
                 if node.core is not None:
                     node.crash()
@@ -489,6 +510,8 @@ class World:
                     node.compact()
             case "damage":
                 self.damage(node)
+            case "betray":
+                self.betray()
             case _:
                 for _ in range(rng.choice((1, 1, 3))):
                     self.change_members()
