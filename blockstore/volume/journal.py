@@ -22,18 +22,21 @@ from enum import Enum
 
 from blockstore.chunk.writer import ChunkWriter
 from blockstore.codec.checksum import crc32c
+from blockstore.codec.control_record import JournalChunk
 from blockstore.codec.journal_record import (
     Batch,
     ChunkOpenedRecord,
     ChunkSealedRecord,
     JournalRecord,
+    PutRecord,
     build_batch,
     encode_header,
 )
 from blockstore.codec.messages import Placement
 from blockstore.config import JOURNAL_BATCH_BYTES_MAX, JOURNAL_BATCHES_IN_FLIGHT
-from blockstore.errors import FragmentFull
+from blockstore.errors import BlockStoreError, FragmentFull, StaleEpoch
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId
+from blockstore.volume.chunk_table import OPEN
 
 BATCH_RECORDS_MAX = 1_000
 """Bounds the time that one batch takes to encode and to apply: some 5 ms."""
@@ -76,13 +79,23 @@ class _Placed:
 
 
 class Journal:
-    def __init__(self, session: SessionId, next_sequence: int, to_seal: dict[ChunkId, int]) -> None:
+    def __init__(
+        self,
+        session: SessionId,
+        next_sequence: int,
+        to_seal: dict[ChunkId, int],
+        *,
+        batch_bytes_max: int = JOURNAL_BATCH_BYTES_MAX,
+        batches_in_flight: int = JOURNAL_BATCHES_IN_FLIGHT,
+    ) -> None:
         """`to_seal`: chunks whose end the takeover found, with the lengths; said in the first batch."""
         self.phase = Phase.WAITING
+        self.is_fenced = False  # a member told that a later owner was there: this journal goes nowhere
         self.waiting_bytes = 0
         self.written_bytes = 0  # over all chunks: what a checkpoint would save a replay
         self.chunk: ChunkId | None = None
         self.writer: ChunkWriter | None = None
+        self._batch_bytes_max, self._batches_in_flight = batch_bytes_max, batches_in_flight
         self._to_seal = dict(to_seal)
         self._session = session
         self._next_sequence = next_sequence
@@ -108,7 +121,27 @@ class Journal:
     def is_idle(self) -> bool:
         return not (self._added or self._unplaced or self._placed)
 
+    def referred_chunks(self) -> frozenset[ChunkId]:
+        """Those that records refer to which are not applied yet."""
+        waiting = [record for record, _, _ in self._added]
+        for batch in (*(batch for batch, _ in self._unplaced), *(placed.batch for placed in self._placed)):
+            waiting += batch.records
+        return frozenset(
+            extent.chunk for record in waiting if isinstance(record, PutRecord) for extent in record.extents
+        )
+
     # --- chunks
+
+    def named_with(
+        self, journal: tuple[JournalChunk, ...], chunk: ChunkId, disks: tuple[DiskId, ...]
+    ) -> tuple[JournalChunk, ...]:
+        """The journal as control shall name it: the chunk that ended with its length, `chunk` as the open
+        one. An open chunk besides was named by an attempt whose outcome was not known, and never begun."""
+        ended = [
+            JournalChunk(one.chunk, one.disks, self.sealed_length) if one.chunk == self.chunk else one
+            for one in journal
+        ]
+        return (*(one for one in ended if one.length > 0), JournalChunk(chunk, disks, OPEN))
 
     def start_chunk(self, chunk: ChunkId, placement: Placement, capacity: int) -> None:
         """Go on in this chunk, which control names as the journal's last."""
@@ -143,7 +176,7 @@ class Journal:
 
     def next_append(self, now: float) -> Append | None:
         """The next batch to send, if one may be sent now."""
-        if self.phase is not Phase.WRITING or len(self._placed) >= JOURNAL_BATCHES_IN_FLIGHT:
+        if self.phase is not Phase.WRITING or len(self._placed) >= self._batches_in_flight:
             return None
         if not self._unplaced:
             if not self._added:
@@ -173,7 +206,7 @@ class Journal:
         while self._added and len(entries) < BATCH_RECORDS_MAX:
             record, value, token = self._added[0]
             n_bytes = 0 if value is None else len(value)
-            if entries and size + n_bytes > JOURNAL_BATCH_BYTES_MAX:
+            if entries and size + n_bytes > self._batch_bytes_max:
                 break
             self._added.popleft()
             self.waiting_bytes -= n_bytes
@@ -201,10 +234,11 @@ class Journal:
             self._end_chunk()
         return committed
 
-    def on_failure(self, writer: ChunkWriter, shard_index: int) -> bool:
+    def on_failure(self, writer: ChunkWriter, shard_index: int, why: BlockStoreError) -> bool:
         """A member failed. True if the chunk ended by it."""
         if writer is not self.writer or self.phase is Phase.WAITING:
             return False
+        self.is_fenced = self.is_fenced or isinstance(why, StaleEpoch)
         writer.on_failure(shard_index)
         self._end_chunk()
         return True

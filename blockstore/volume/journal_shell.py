@@ -13,11 +13,10 @@ from collections.abc import Callable
 import trio
 
 from blockstore.chunk.writer import ChunkWriter
-from blockstore.codec.control_record import JournalChunk, VolumeRecord
-from blockstore.codec.journal_record import JournalRecord
+from blockstore.codec.control_record import VolumeRecord
 from blockstore.codec.messages import Appended, AppendFragment
 from blockstore.config import CHUNK_BYTES_MAX, MEMBER_LATE_SECONDS
-from blockstore.errors import BlockStoreError, StaleEpoch, Unavailable
+from blockstore.errors import BlockStoreError, Unavailable
 from blockstore.ids import DiskId
 from blockstore.placement.policy import Policy
 from blockstore.runtime.interfaces import Answer
@@ -59,7 +58,6 @@ class JournalShell:
         self._pump_task: trio.lowlevel.Task | None = None
         self._pump_due = False
         self._switch_due = trio.Event()
-        self._fenced = False
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -68,13 +66,10 @@ class JournalShell:
             nursery.start_soon(self._watch_members)
             self._switch_due.set()
 
-    def add(self, record: JournalRecord, value: memoryview | bytes | None, token: object) -> None:
-        self.core.add(record, value, token)
-        self._wake_pump()
-
     # --- appends
 
-    def _wake_pump(self) -> None:
+    def wake(self) -> None:
+        """Something was added to the core."""
         self._pump_due = True
         if self._pump_task is not None:
             task, self._pump_task = self._pump_task, None
@@ -130,19 +125,17 @@ class JournalShell:
             assert isinstance(outcome.message, Appended)
             for committed in self.core.on_ack(writer, shard_index, outcome.message.length):
                 self._on_commit(committed)
-            self._wake_pump()
+            self.wake()
 
         return on_answer
 
     def _member_failed(
         self, writer: ChunkWriter, shard_index: int, disk: DiskId, why: BlockStoreError
     ) -> None:
-        if not self.core.on_failure(writer, shard_index):
+        if not self.core.on_failure(writer, shard_index, why):
             return
         log.info("journal_member_failed volume=%d disk=%d why=%s", self._record.volume, disk, why)
-        if isinstance(why, StaleEpoch):
-            self._fenced = True
-        else:
+        if not self.core.is_fenced:
             self._places.avoid(disk, self._world.clock.now())
         seal_members(
             self._world, writer.chunk, writer.placement.disks, self._record.epoch, writer.acknowledged
@@ -166,7 +159,7 @@ class JournalShell:
             self._switch_due = trio.Event()
             if self.core.phase is not Phase.WAITING:
                 continue
-            if self._fenced:
+            if self.core.is_fenced:
                 raise Deposed
             try:
                 await self._open_chunk()
@@ -176,7 +169,7 @@ class JournalShell:
                 self._switch_due.set()
                 continue
             self._on_open()
-            self._wake_pump()
+            self.wake()
 
     async def _open_chunk(self) -> None:
         world = self._world
@@ -189,13 +182,7 @@ class JournalShell:
             world.clock.now(),
         )
         chunk = self._places.next_chunk()
-        ended, length = self.core.chunk, self.core.sealed_length
-
-        def go_on(journal: tuple[JournalChunk, ...]) -> tuple[JournalChunk, ...]:
-            kept = [
-                JournalChunk(one.chunk, one.disks, length) if one.chunk == ended else one for one in journal
-            ]
-            return (*(one for one in kept if one.length != 0), JournalChunk(chunk, placement.disks, -1))
-
-        await self._control_record.change(journal=go_on)
+        await self._control_record.change(
+            journal=lambda journal: self.core.named_with(journal, chunk, placement.disks)
+        )
         self.core.start_chunk(chunk, placement, CHUNK_BYTES_MAX)

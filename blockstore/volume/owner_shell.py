@@ -1,8 +1,8 @@
 """The owner of one volume, from takeover until it is deposed.
 
-Decisions are in the cores: `journal.py` (what is appended when), `state.py` (what a record does),
-`requests.py` (what may be asked). Here calls come in, records go into the journal, and answers go back in
-the order that the journal commits.
+Decisions are in the cores: `owner.py` (what becomes of a request), `journal.py` (what is appended when),
+`state.py` (what a record does), `requests.py` (what may be asked). Here calls come in, records go into the
+journal, and answers go back in the order that the journal commits.
 
 One put costs: its share of one append to each member of the journal's write set, of one fdatasync on each,
 and one answer. One small get costs no message but its own: the value comes from the cache or from this
@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import Counter, deque
-from collections.abc import Callable
 
 import msgspec
 import trio
@@ -25,13 +23,8 @@ from blockstore.chunk.chunk_shell import DataWriter
 from blockstore.codec.control_record import VolumeRecord
 from blockstore.codec.grant import grant_token
 from blockstore.codec.journal_record import (
-    HEADER_BYTES,
-    ChunkDroppedRecord,
     ChunkOpenedRecord,
-    ChunkSealedRecord,
-    EpochRecord,
     JournalRecord,
-    PutRecord,
 )
 from blockstore.codec.messages import (
     DeleteFragment,
@@ -52,17 +45,11 @@ from blockstore.codec.run_file import Result
 from blockstore.config import (
     ATTEMPT_SECONDS,
     CHECKPOINT_JOURNAL_BYTES,
-    CHUNK_BYTES_MAX,
-    OWNER_QUEUE_BYTES_MAX,
-    SESSION_IDLE_SECONDS,
-    SESSION_RESULTS_MAX,
-    SESSION_UNSETTLED_MAX,
     VALUE_CACHE_BYTES,
 )
 from blockstore.errors import (
     BlockStoreError,
     Busy,
-    InvalidRequest,
     NotOwner,
     Unavailable,
     from_wire,
@@ -73,8 +60,9 @@ from blockstore.runtime.interfaces import Answer, IncomingCall
 from blockstore.runtime.roles import check_role
 from blockstore.volume.checkpoint_shell import Checkpointer
 from blockstore.volume.chunk_places import ChunkPlaces
-from blockstore.volume.journal import Committed, Journal
+from blockstore.volume.journal import Journal
 from blockstore.volume.journal_shell import JournalShell
+from blockstore.volume.owner import DATA, RUN, Dropped, Ended, OnResult, Owner
 from blockstore.volume.read_shell import ReadShell
 from blockstore.volume.record_shell import Deposed, RecordShell
 from blockstore.volume.requests import WRITES, check_read, to_record
@@ -84,15 +72,12 @@ from blockstore.volume.world import World
 
 log = logging.getLogger("blockstore.volume")
 
-OnResult = Callable[[Result | BlockStoreError], None]
-
 WAITING_CALLS_MAX = 2_000
 """Calls that wait for the takeover to end; a second's worth of many clients."""
 CHECKPOINT_LOOK_SECONDS = 0.5
 TIDY_SECONDS = 2.0
 PURGE_KEYS = 2_000
 """Keys whose history is examined between two checkpoints of the loop: some 5 ms."""
-DATA, RUN = "data", "run"
 WRITERS = ("admin", "node", "write")
 
 
@@ -103,14 +88,10 @@ class VolumeOwner:
         self._session = SessionId(world.rng.getrandbits(63))
         self._control_record = RecordShell(world, record, self._session)
         self._policy = Policy.parse(record.policy)
-        self._places = ChunkPlaces(record.volume, record.epoch, self._fork_rng())
         self._cache = ValueCache(VALUE_CACHE_BYTES)
         self._waiting: list[tuple[IncomingCall, VolumeCall]] = []
-        self._pending: dict[RequestId, list[OnResult]] = {}
-        self._in_flight: Counter[SessionId] = Counter()
-        self._heard: dict[SessionId, float] = {}
         self._serving = False
-        self._applied_to: tuple[ChunkId, int] | None = None
+        self._core: Owner | None = None
 
     def _fork_rng(self) -> random.Random:
         return random.Random(self._world.rng.getrandbits(64))
@@ -122,16 +103,20 @@ class VolumeOwner:
             taken = await take_over(world, self.record, self._control_record)
             self._state = taken.state
             self._reads = ReadShell(world, taken.state, self._cache)
-            core = Journal(self._session, taken.state.sequence + 1, taken.to_seal)
-            core.add(EpochRecord(self.record.epoch, world.clock.wall()), None, None)
+            journal = Journal(self._session, taken.state.sequence + 1, taken.to_seal)
+            places = ChunkPlaces(self.record.volume, self.record.epoch, self._fork_rng())
+            core = Owner(
+                taken.state, journal, places, self.record.epoch, world.clock.wall(), self._cache.keep
+            )
+            self._core = core
             self._journal = JournalShell(
                 world,
                 self.record,
                 self._control_record,
                 self._policy.journal_policy(),
-                self._places,
-                core,
-                self._apply,
+                places,
+                journal,
+                core.apply,
                 self._start_serving,
             )
             writer = DataWriter(world.caller, world.nodes, self._grant_run, self._fork_rng())
@@ -153,12 +138,10 @@ class VolumeOwner:
         owner, epoch = (0, 0) if current is None else (current.owner, current.epoch)
         error = NotOwner(self.record.volume, owner, epoch)
         waiting, self._waiting = self._waiting, []
-        pending, self._pending = self._pending, {}
         for call, _ in waiting:
             call.fail(error)
-        for callbacks in pending.values():
-            for on_result in callbacks:
-                on_result(error)
+        for on_result in () if self._core is None else self._core.give_up():
+            on_result(error)
 
     def _start_serving(self) -> None:
         if self._serving:
@@ -214,11 +197,14 @@ class VolumeOwner:
                 f"Volume {self.record.volume}: control has not confirmed its owner lately; try again."
             )
 
+    @property
+    def _owner(self) -> Owner:
+        assert self._core is not None, "it serves"
+        return self._core
+
     def _write(self, call: IncomingCall, message: VolumeCall) -> None:
-        if self._answer_known(call, message):
+        if self._is_known(call, message):
             return
-        if self._journal.core.waiting_bytes > OWNER_QUEUE_BYTES_MAX:
-            raise Busy("the volume's journal has too much waiting")
         record, value = to_record(message, call.payload.view, self._world.clock.wall())
 
         def answer(result: Result | BlockStoreError) -> None:
@@ -227,60 +213,21 @@ class VolumeOwner:
 
         self._submit(message.request, record, value, answer)
 
-    def _answer_known(self, call: IncomingCall, message: VolumeCall) -> bool:
+    def _is_known(self, call: IncomingCall, message: VolumeCall) -> bool:
         """Whether this request was seen before: then it is, or will be, answered like the first time."""
-        request = message.request
-        self._heard[request.session] = self._world.clock.now()
-        known = self._state.sessions.find(request)
-        if known is not None:
-            self._answer_grant(call, known)
-            return True
-        pending = self._pending.get(request)
-        if pending is not None:
-            pending.append(lambda result: self._answer_grant(call, result))
-            return True
-        if self._state.sessions.is_settled(request):
-            raise InvalidRequest("The request was settled before; it is not applied again.")
-        if self._in_flight[request.session] >= SESSION_RESULTS_MAX:
-            raise Busy("the session has too many requests in flight")
-        if self._state.sessions.n_results(request.session) >= SESSION_UNSETTLED_MAX:
-            raise Busy("the session has too many results that it does not settle")
-        return False
+        now = self._world.clock.now()
+        return self._owner.find_answer(message.request, now, lambda result: self._answer_grant(call, result))
 
     def _submit(
         self, request: RequestId, record: JournalRecord, value: memoryview | None, on_result: OnResult
     ) -> None:
-        self._pending[request] = [on_result]
-        self._in_flight[request.session] += 1
-        self._journal.add(record, value, request)
-
-    def _apply(self, committed: Committed) -> None:
-        """A batch is durable: what it says becomes true, and whoever waits for it hears so."""
-        batch, chunk, offset = committed.batch, committed.chunk, committed.offset
-        apply, keep, pending = self._state.apply, self._cache.keep, self._pending
-        for i, (record, token) in enumerate(zip(batch.records, committed.tokens, strict=True)):
-            at = batch.value_offsets[i]
-            result = apply(record, batch.base_sequence + i, chunk, offset + at)
-            if at >= 0 and isinstance(record, PutRecord):
-                start = at - HEADER_BYTES
-                keep(chunk, offset + at, batch.body[start : start + record.size])
-            if isinstance(token, RequestId):
-                self._forget_in_flight(token.session)
-                for on_result in pending.pop(token, ()):
-                    on_result(result)
-        self._applied_to = (chunk, offset + batch.length)
-
-    def _forget_in_flight(self, session: SessionId) -> None:
-        left = self._in_flight[session] - 1
-        if left:
-            self._in_flight[session] = left
-        else:
-            del self._in_flight[session]
+        self._owner.submit(request, record, value, on_result)
+        self._journal.wake()
 
     # --- chunks for clients' data and for checkpoints
 
     def _grant(self, call: IncomingCall, message: VolumeCall, op: Grant) -> None:
-        if self._answer_known(call, message):
+        if self._is_known(call, message):
             return
         record = self._opening(self._policy, DATA, message.request, message.settled, op.finished, op.avoid)
         self._submit(message.request, record, None, lambda result: self._answer_grant(call, result))
@@ -324,25 +271,19 @@ class VolumeOwner:
         avoid: tuple[DiskId, ...],
     ) -> ChunkOpenedRecord:
         """The record that opens a chunk for a session, which has finished some others."""
-        now = self._world.clock.now()
-        for chunk, length in finished:
-            entry = self._state.chunks.find(chunk)
-            # Only its own, and nothing that is referred to: what a client says must never cut a journal.
-            if entry is not None and entry.session == request.session and length >= entry.committed:
-                self._finish_chunk(chunk, length)
-        table = self._world.control.views.policy(policy.text)
+        world, owner = self._world, self._owner
+        self._seal(owner.finish_granted(request.session, finished))
+        table = world.control.views.policy(policy.text)
         groups = () if table is None else table.groups
-        placement = self._places.choose(policy, groups, self._world.live_disks(), frozenset(), now, avoid)
-        capacity = CHUNK_BYTES_MAX // policy.k
-        return ChunkOpenedRecord(request, settled, self._places.next_chunk(), placement, capacity, purpose)
+        return owner.opening(
+            policy, purpose, request, settled, groups, world.live_disks(), avoid, world.clock.now()
+        )
 
-    def _finish_chunk(self, chunk: ChunkId, length: int) -> None:
-        """Nobody appends to it any more: fix its length, in the journal and at its members."""
-        entry = self._state.chunks.find(chunk)
-        if entry is None or entry.length >= 0 or not 0 <= length <= entry.capacity:
-            return
-        self._journal.add(ChunkSealedRecord(chunk, length), None, None)
-        seal_members(self._world, chunk, entry.placement.disks, self.record.epoch, length)
+    def _seal(self, ended: list[Ended]) -> None:
+        if ended:
+            self._journal.wake()
+        for chunk, disks, length in ended:
+            seal_members(self._world, chunk, disks, self.record.epoch, length)
 
     # --- background
 
@@ -360,8 +301,8 @@ class VolumeOwner:
 
     async def checkpoint(self) -> None:
         """Write one now, and let the journal begin where it ends."""
-        assert self._applied_to is not None
-        chunk, offset = self._applied_to
+        assert self._owner.applied_to is not None
+        chunk, offset = self._owner.applied_to
         await self._checkpointer.write(chunk, offset, self._journal.core.written_bytes)
 
     async def _tidy(self) -> None:
@@ -370,46 +311,23 @@ class VolumeOwner:
         while True:
             await trio.sleep(TIDY_SECONDS)
             if self._serving:
-                await self._purge_history()
-                self._end_idle_grants()
-                self._drop_dead_chunks()
+                while self._owner.purge_some(PURGE_KEYS):
+                    await trio.lowlevel.checkpoint()
+                self._seal(self._owner.end_idle_grants(self._world.clock.now()))
+                journal = self._control_record.current().journal
+                needed = frozenset(one.chunk for one in journal) | self._checkpointer.needed_chunks()
+                self._owner.drop_dead(needed, self._deleter)
+                self._journal.wake()
 
-    async def _purge_history(self) -> None:
-        if not self._state.history_to_purge:
-            return
-        self._state.history_to_purge = False
-        keys = deque(self._state.map.keys_with_history())
-        while keys:
-            self._state.purge([keys.popleft() for _ in range(min(PURGE_KEYS, len(keys)))])
-            await trio.lowlevel.checkpoint()
-
-    def _end_idle_grants(self) -> None:
-        now = self._world.clock.now()
-        for session in [one for one, heard in self._heard.items() if now - heard > 2 * SESSION_IDLE_SECONDS]:
-            del self._heard[session]
-        for chunk, entry in self._state.chunks.open_chunks(DATA):
-            if now - self._heard.setdefault(entry.session, now) > SESSION_IDLE_SECONDS:
-                # What lies behind the last reference was never acknowledged to anybody.
-                self._finish_chunk(chunk, entry.committed)
-
-    def _drop_dead_chunks(self) -> None:
-        journal = self._control_record.current().journal
-        needed = frozenset(one.chunk for one in journal) | self._checkpointer.needed_chunks()
-        for chunk, entry in self._state.chunks.dead_chunks(needed):
-            request = self._journal.core.own_request()
-            self._submit(
-                request, ChunkDroppedRecord(chunk), None, self._deleter(chunk, entry.placement.disks)
-            )
-
-    def _deleter(self, chunk: ChunkId, disks: tuple[DiskId, ...]) -> OnResult:
+    def _deleter(self, dropped: Dropped) -> OnResult:
         def delete(result: Result | BlockStoreError) -> None:
             if isinstance(result, BlockStoreError):
                 return
             deadline = self._world.clock.now() + ATTEMPT_SECONDS
-            for disk in disks:
+            for disk in dropped.disks:
                 address = self._world.nodes.address_of_disk(disk) if disk else None
                 if address is not None:
-                    message = DeleteFragment(disk, chunk, self.record.epoch)
+                    message = DeleteFragment(disk, dropped.chunk, self.record.epoch)
                     self._world.network.lane(address).post(message, (), deadline, _released)
 
         return delete

@@ -29,6 +29,7 @@ from blockstore.codec.run_file import (
     encode_head,
     split_blocks,
 )
+from blockstore.errors import Unavailable
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
 from blockstore.volume.journal import Append, Committed, Journal, Phase
 from blockstore.volume.state import VolumeState
@@ -128,7 +129,7 @@ class VolumeMachine(RuleBasedStateMachine):
     def member_fails(self, data: st.DataObject) -> None:
         append, shard = data.draw(st.sampled_from(self.unanswered))
         self.unanswered = [(a, s) for a, s in self.unanswered if (a.chunk, s) != (append.chunk, shard)]
-        if self.journal.on_failure(append.writer, shard):
+        if self.journal.on_failure(append.writer, shard, Unavailable("gone")):
             self.open_chunk()
 
     def apply(self, committed: Committed) -> None:

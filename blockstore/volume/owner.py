@@ -1,0 +1,215 @@
+"""What a volume's owner does with requests: which are answered already, which go into the journal, what their
+results are; and which chunks it opens, ends and drops.
+
+Pure. The shell brings requests and durable batches, sends answers, seals and deletes. Every request is
+applied once (DESIGN invariant 10): it is known from the state, or under way here, or new. Garbage is only
+what this says is garbage (invariant 9): sealed, nothing refers to it, and nothing that waits in the journal
+is about to."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from blockstore.codec.journal_record import (
+    HEADER_BYTES,
+    ChunkDroppedRecord,
+    ChunkOpenedRecord,
+    ChunkSealedRecord,
+    EpochRecord,
+    JournalRecord,
+    PutRecord,
+)
+from blockstore.codec.run_file import Result
+from blockstore.config import (
+    CHUNK_BYTES_MAX,
+    OWNER_QUEUE_BYTES_MAX,
+    SESSION_IDLE_SECONDS,
+    SESSION_RESULTS_MAX,
+    SESSION_UNSETTLED_MAX,
+)
+from blockstore.errors import BlockStoreError, Busy, InvalidRequest
+from blockstore.ids import ChunkId, DiskId, RequestId, SessionId
+from blockstore.placement.policy import Policy
+from blockstore.volume.chunk_places import ChunkPlaces
+from blockstore.volume.journal import Committed, Journal
+from blockstore.volume.state import VolumeState
+
+OnResult = Callable[[Result | BlockStoreError], None]
+DATA, RUN = "data", "run"
+
+
+class Ended(NamedTuple):
+    """A chunk that takes no more: its members are to be told."""
+
+    chunk: ChunkId
+    disks: tuple[DiskId, ...]
+    length: int
+
+
+class Dropped(NamedTuple):
+    """A chunk whose fragments may be deleted once the record that says so is durable."""
+
+    chunk: ChunkId
+    disks: tuple[DiskId, ...]
+
+
+class Owner:
+    """`keep(chunk, offset, value)` is offered each inline value as it becomes true."""
+
+    def __init__(
+        self,
+        state: VolumeState,
+        journal: Journal,
+        places: ChunkPlaces,
+        epoch: int,
+        wall: float,
+        keep: Callable[[ChunkId, int, bytes], None],
+        chunk_bytes: int = CHUNK_BYTES_MAX,
+        idle_seconds: float = SESSION_IDLE_SECONDS,
+    ) -> None:
+        self.state, self.journal, self.places, self.epoch = state, journal, places, epoch
+        self.applied_to: tuple[ChunkId, int] | None = None
+        self._keep = keep
+        self._chunk_bytes, self._idle_seconds = chunk_bytes, idle_seconds
+        self._pending: dict[RequestId, list[OnResult]] = {}
+        self._in_flight: Counter[SessionId] = Counter()
+        self._heard: dict[SessionId, float] = {}
+        self._to_purge: deque[bytes] = deque()
+        journal.add(EpochRecord(epoch, wall), None, None)
+
+    # --- requests
+
+    def find_answer(self, request: RequestId, now: float, on_result: OnResult) -> bool:
+        """Whether the request was seen before: then it is, or will be, answered like the first time. Raise
+        InvalidRequest or Busy when it must not be taken."""
+        self._heard[request.session] = now
+        sessions = self.state.sessions
+        known = sessions.find(request)
+        if known is not None:
+            on_result(known)
+            return True
+        pending = self._pending.get(request)
+        if pending is not None:
+            pending.append(on_result)
+            return True
+        if sessions.is_settled(request):
+            raise InvalidRequest("The request was settled before; it is not applied again.")
+        if self._in_flight[request.session] >= SESSION_RESULTS_MAX:
+            raise Busy("the session has too many requests in flight")
+        if sessions.n_results(request.session) >= SESSION_UNSETTLED_MAX:
+            raise Busy("the session has too many results that it does not settle")
+        if self.journal.waiting_bytes > OWNER_QUEUE_BYTES_MAX:
+            raise Busy("the volume's journal has too much waiting")
+        return False
+
+    def submit(
+        self,
+        request: RequestId,
+        record: JournalRecord,
+        value: memoryview | bytes | None,
+        on_result: OnResult,
+    ) -> None:
+        """Into the journal with it; `find_answer` has not found it."""
+        self._pending[request] = [on_result]
+        self._in_flight[request.session] += 1
+        self.journal.add(record, value, request)
+
+    def apply(self, committed: Committed) -> None:
+        """A batch is durable: what it says becomes true, and whoever waits for it hears so."""
+        batch, chunk, offset = committed.batch, committed.chunk, committed.offset
+        apply, keep, pending = self.state.apply, self._keep, self._pending
+        for i, (record, token) in enumerate(zip(batch.records, committed.tokens, strict=True)):
+            at = batch.value_offsets[i]
+            result = apply(record, batch.base_sequence + i, chunk, offset + at)
+            if at >= 0 and isinstance(record, PutRecord):
+                start = at - HEADER_BYTES
+                keep(chunk, offset + at, batch.body[start : start + record.size])
+            if isinstance(token, RequestId):
+                self._forget_in_flight(token.session)
+                for on_result in pending.pop(token, ()):
+                    on_result(result)
+        self.applied_to = (chunk, offset + batch.length)
+
+    def _forget_in_flight(self, session: SessionId) -> None:
+        left = self._in_flight[session] - 1
+        if left:
+            self._in_flight[session] = left
+        else:
+            del self._in_flight[session]
+
+    def give_up(self) -> list[OnResult]:
+        """This owner has fallen: everybody who waits for a result that will not come from here."""
+        pending, self._pending = self._pending, {}
+        return [on_result for waiting in pending.values() for on_result in waiting]
+
+    @property
+    def n_pending(self) -> int:
+        return len(self._pending)
+
+    # --- chunks
+
+    def finish_granted(self, session: SessionId, finished: Iterable[tuple[ChunkId, int]]) -> list[Ended]:
+        """A session says where chunks end that it appends to no more. Only its own, and nothing that is
+        referred to: what a client says must never cut a journal."""
+        ended: list[Ended] = []
+        for chunk, length in finished:
+            entry = self.state.chunks.find(chunk)
+            if entry is not None and entry.session == session and length >= entry.committed:
+                ended += self._end(chunk, length)
+        return ended
+
+    def opening(
+        self,
+        policy: Policy,
+        purpose: str,
+        request: RequestId,
+        settled: int,
+        groups: Sequence[tuple[DiskId, ...]],
+        live: Collection[DiskId],
+        avoid: Collection[DiskId],
+        now: float,
+    ) -> ChunkOpenedRecord:
+        """The record that opens a chunk for the request's session. Raise QuorumLost."""
+        placement = self.places.choose(policy, groups, live, frozenset(), now, avoid)
+        capacity = self._chunk_bytes // policy.k
+        return ChunkOpenedRecord(request, settled, self.places.next_chunk(), placement, capacity, purpose)
+
+    def _end(self, chunk: ChunkId, length: int) -> list[Ended]:
+        """Nobody appends to it any more: fix its length, in the journal and at its members."""
+        entry = self.state.chunks.find(chunk)
+        if entry is None or entry.length >= 0 or not 0 <= length <= entry.capacity:
+            return []
+        self.journal.add(ChunkSealedRecord(chunk, length), None, None)
+        return [Ended(chunk, entry.placement.disks, length)]
+
+    # --- tidying
+
+    def end_idle_grants(self, now: float) -> list[Ended]:
+        heard, idle = self._heard, self._idle_seconds
+        ended: list[Ended] = []
+        for chunk, entry in self.state.chunks.open_chunks(DATA):
+            if now - heard.setdefault(entry.session, now) > idle:
+                # What lies behind the last reference was never acknowledged to anybody.
+                ended += self._end(chunk, entry.committed)
+        self._heard = {session: when for session, when in heard.items() if now - when <= idle}
+        return ended
+
+    def purge_some(self, n_keys: int) -> bool:
+        """Drop history that no snapshot sees, of so many keys. False: there is none left to look at."""
+        state = self.state
+        if state.history_to_purge:
+            state.history_to_purge = False
+            self._to_purge = deque(state.map.keys_with_history())
+        if not self._to_purge:
+            return False
+        state.purge([self._to_purge.popleft() for _ in range(min(n_keys, len(self._to_purge)))])
+        return True
+
+    def drop_dead(self, needed: frozenset[ChunkId], on_dropped: Callable[[Dropped], OnResult]) -> None:
+        """Drop what nothing refers to, is about to, or needs (`needed`: journal and checkpoint)."""
+        for chunk, entry in self.state.chunks.dead_chunks(needed | self.journal.referred_chunks()):
+            request = self.journal.own_request()
+            dropped = Dropped(chunk, entry.placement.disks)
+            self.submit(request, ChunkDroppedRecord(chunk), None, on_dropped(dropped))
