@@ -212,12 +212,13 @@ class Raft:
         """The shell has made these durable, `last` with all entries that were to be written before it."""
         if hard_state is not None:
             self._durable = hard_state
+        before = self.log.persisted
         if last is not None:
             self.log.on_persisted(last.index, last.term)
         if self._durable == self._hard_state:
             held, self._held = self._held, []
             self._send += [(to, message) for to, message in held if message.term == self.term]
-        if self._owed_round >= 0 and self.leader not in (NOBODY, self.me):
+        if self.log.persisted > before and self._owed_round >= 0 and self.leader not in (NOBODY, self.me):
             self._answer_leader(self._owed_round)
         return self._ready(now)
 

@@ -38,21 +38,10 @@ from blockstore.consensus.raft import Raft, Ready
 from blockstore.errors import Busy, InvalidRequest, NotLeader
 from blockstore.ids import NodeId
 
-FAULTS = [
-    "crash",
-    "start",
-    "start",
-    "cut",
-    "one-way",
-    "heal",
-    "pause",
-    "compact",
-    "damage",
-    "betray",
-    "betray",
-    "member",
-    "all",
-]
+FAULTS = (
+    *("crash", "start", "start", "cut", "one-way", "heal", "pause", "compact"),
+    *("damage", "betray", "betray", "member", "all"),
+)
 
 State = tuple[tuple[int, bytes], ...]
 """The state machine: every command it was given, with its index."""
