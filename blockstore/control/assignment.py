@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from blockstore.codec.control_record import Transaction, VolumeRecord, encode_record
 from blockstore.codec.messages import Compare
+from blockstore.control.liveness import LeaseGranter
 from blockstore.control.views import Views, volume_key
 from blockstore.ids import NodeId, RequestId, VolumeId
 
@@ -61,6 +62,29 @@ def plan_moves(views: Views, live: Collection[NodeId], over: Collection[NodeId])
         if len(moves) == MOVES_MAX:
             break
     return tuple(moves)
+
+
+class Mover:
+    """Takes volumes from nodes that are gone and gives them to others, one transaction at a time. While one
+    is under way, the nodes that it takes from get no lease (`liveness.py`, point 3)."""
+
+    def __init__(self, granter: LeaseGranter) -> None:
+        self._granter = granter
+
+    def begin(
+        self, views: Views, live: Collection[NodeId], request: RequestId, now: float
+    ) -> tuple[tuple[Move, ...], Transaction] | None:
+        """What to commit now; None when every volume has an owner that lives, or may still live."""
+        owners = {volume.owner for volume in views.volumes()}
+        moves = plan_moves(views, live, self._granter.over(owners, now))
+        if not moves:
+            return None
+        self._granter.bar({move.old_owner for move in moves})
+        return moves, move_transaction(views, moves, request)
+
+    def end(self, moves: Collection[Move]) -> None:
+        """The transaction was applied here, or never will be."""
+        self._granter.unbar({move.old_owner for move in moves})
 
 
 def move_transaction(views: Views, moves: Collection[Move], request: RequestId) -> Transaction:

@@ -16,7 +16,7 @@ import trio
 
 from blockstore import config
 from blockstore.codec.control_record import Transaction
-from blockstore.control.assignment import Move, move_transaction, plan_moves
+from blockstore.control.assignment import Move, Mover
 from blockstore.control.group_table import table_transaction, tables_due
 from blockstore.control.liveness import LeaseGranter, LiveSet
 from blockstore.control.replica_shell import Replica
@@ -37,6 +37,7 @@ class Supervisor:
         self, replica: Replica, clock: Clock, live: LiveSet, event: Callable[[str, str], None]
     ) -> None:
         self.granter = LeaseGranter()
+        self._mover = Mover(self.granter)
         self._replica, self._clock, self._live, self._event = replica, clock, live, event
         self._seen_live: frozenset[NodeId] = frozenset()
 
@@ -72,18 +73,14 @@ class Supervisor:
             now = self._clock.now()
             live = self._live.live(now)
             self._tell_changes(live)
-            owners = {volume.owner for volume in views.volumes()}
-            moves = plan_moves(views, live, self.granter.over(owners, now))
-            if moves:
-                await self._move(moves)
-            else:
+            planned = self._mover.begin(views, live, self._replica.next_request(), now)
+            if planned is None:
                 await self._pause()
+            else:
+                await self._move(*planned)
 
-    async def _move(self, moves: tuple[Move, ...]) -> None:
-        """Commit the moves, or know that they were refused. Until then their old owners get no lease."""
-        transaction = move_transaction(self._replica.views, moves, self._replica.next_request())
-        old_owners = {move.old_owner for move in moves}
-        self.granter.bar(old_owners)
+    async def _move(self, moves: tuple[Move, ...], transaction: Transaction) -> None:
+        """Commit the moves, or know that they were refused."""
         if await self._settle(transaction):
             for move in moves:
                 self._event(
@@ -91,7 +88,7 @@ class Supervisor:
                     f"Node {move.new_owner} owns volume {move.volume} from epoch {move.epoch} on, "
                     f"in place of node {move.old_owner}.",
                 )
-        self.granter.unbar(old_owners)
+        self._mover.end(moves)
 
     async def _settle(self, transaction: Transaction) -> bool:
         """Whether it was applied; returns only when that is certain. Being deposed cancels it, and unbars

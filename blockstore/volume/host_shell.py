@@ -1,16 +1,11 @@
 """The volumes that this node owns, as control says: started when it names this node, ended when it names
-another.
-
-An owner begins by claiming: it commits the next epoch for itself. So an epoch belongs to one run of one
-owner, whatever named it (control's choice, a restart of this process, an owner that fell and begins anew),
-and the chunk ids that it counts out under this epoch were never used before (DESIGN invariant 4)."""
+another. Which, and under which epochs, is decided in `hosting.py`."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 
-import msgspec
 import trio
 
 from blockstore.codec.control_record import VolumeRecord, encode_record
@@ -20,6 +15,7 @@ from blockstore.control.views import volume_key
 from blockstore.errors import BlockStoreError, NotFound, NotOwner
 from blockstore.ids import RequestId, SessionId, VolumeId
 from blockstore.runtime.interfaces import IncomingCall
+from blockstore.volume.hosting import Hosting
 from blockstore.volume.owner_shell import VolumeOwner
 from blockstore.volume.world import World
 
@@ -30,9 +26,7 @@ RESTART_SECONDS = 0.2
 
 @dataclass(slots=True)
 class _Owned:
-    named_epoch: int
     scope: trio.CancelScope
-    claimed_epoch: int = 0
     owner: VolumeOwner | None = None
 
 
@@ -41,6 +35,7 @@ class VolumeHost:
         self._world = world
         self._session = SessionId(world.rng.getrandbits(63))
         self._n_claims = 0
+        self._core = Hosting(world.me)
         self._owned: dict[VolumeId, _Owned] = {}
 
     def owned(self) -> tuple[VolumeId, ...]:
@@ -81,16 +76,12 @@ class VolumeHost:
                 await control.changed(revision)
 
     def _reconcile(self, nursery: trio.Nursery) -> None:
-        named = {record.volume: record for record in self._world.control.views.volumes_of(self._world.me)}
-        for volume, owned in list(self._owned.items()):
-            record = named.get(volume)
-            if record is None or record.epoch not in (owned.named_epoch, owned.claimed_epoch):
-                owned.scope.cancel()
-                del self._owned[volume]
-        for volume, record in named.items():
-            if volume not in self._owned:
-                owned = self._owned[volume] = _Owned(record.epoch, trio.CancelScope())
-                nursery.start_soon(self._own, volume, owned)
+        ended, begun = self._core.reconcile(self._world.control.views.volumes_of(self._world.me))
+        for volume in ended:
+            self._owned.pop(volume).scope.cancel()
+        for volume in begun:
+            owned = self._owned[volume] = _Owned(trio.CancelScope())
+            nursery.start_soon(self._own, volume, owned)
 
     async def _own(self, volume: VolumeId, owned: _Owned) -> None:
         """Own until control names another; when the owner falls by an error, begin again: the journal is
@@ -98,7 +89,7 @@ class VolumeHost:
         with owned.scope:
             while self._owned.get(volume) is owned:
                 try:
-                    record = await self._claim(volume, owned)
+                    record = await self._claim(volume)
                     if record is None:
                         break
                     owned.owner = VolumeOwner(self._world, record)
@@ -109,17 +100,16 @@ class VolumeHost:
                 await trio.sleep(RESTART_SECONDS)
         if self._owned.get(volume) is owned:
             del self._owned[volume]
+            self._core.forget(volume)
 
-    async def _claim(self, volume: VolumeId, owned: _Owned) -> VolumeRecord | None:
+    async def _claim(self, volume: VolumeId) -> VolumeRecord | None:
         """Commit the next epoch for this run; None when the volume is not this node's any more."""
         world = self._world
         key = volume_key(volume)
         revision = world.control.views.modified(key)
-        record = world.control.views.volume(volume)
-        if record is None or record.owner != world.me:
+        claimed = self._core.claim(world.control.views.volume(volume))
+        if claimed is None:
             return None
-        owned.named_epoch, owned.claimed_epoch = record.epoch, record.epoch + 1
-        claimed = msgspec.structs.replace(record, epoch=owned.claimed_epoch)
         self._n_claims += 1
         await world.control.transact(
             (Compare(key, revision),),
