@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -49,6 +50,7 @@ class Opened:
     cluster: ClusterSession
     offload: Offload
     credentials: str | None  # path of the bundle it was opened with
+    wall: Callable[[], float] = time.time
 
 
 class Store:
@@ -192,7 +194,7 @@ class Store:
 
     def bucket_of(self, view: VolumeView) -> Bucket:
         """The bucket that control described so."""
-        return Bucket(self.session(view.name), view, self._ready.offload, time.time)
+        return Bucket(self.session(view.name), view, self._ready.offload, self._ready.wall)
 
     async def _control(self, message: WireMessage, kind: type[M], timeout: float, wait: float = 0.0) -> M:
         """Control's answer of that kind."""
