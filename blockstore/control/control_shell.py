@@ -146,6 +146,10 @@ class Control:
     def is_live(self, node: NodeId) -> bool:
         return self._live.is_live(node, self._clock.now())
 
+    def may_live(self, node: NodeId) -> bool:
+        """Live, or not yet heard of because this process has only just begun to listen."""
+        return self._live.may_live(node, self._clock.now())
+
     def live_nodes(self) -> frozenset[NodeId]:
         return self._live.live(self._clock.now())
 

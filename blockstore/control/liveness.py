@@ -39,6 +39,10 @@ class _Heard:
     wall: float
 
 
+FIRST_HEARING_SECONDS = 3.0
+"""By then a bus that was refused before its key was known has dialled again, twice."""
+
+
 class LiveSet:
     """Nodes heard of within one lease: after that, whatever they owned may be given away."""
 
@@ -64,6 +68,14 @@ class LiveSet:
             return True
         heard = self._heard.get(node)
         return heard is not None and now - heard.when <= config.NODE_LEASE_SECONDS
+
+    def may_live(self, node: NodeId, now: float) -> bool:
+        """Whether it is worth trying: live, or not yet heard by a process that has only begun to listen. A
+        chunk that such a member turns out to lack is ended at the first append; one opened without it lacks
+        it for good."""
+        if node == self._me or node in self._heard:
+            return self.is_live(node, now)
+        return now - self._started <= FIRST_HEARING_SECONDS
 
     def live(self, now: float) -> frozenset[NodeId]:
         return frozenset({self._me, *(node for node in self._heard if self.is_live(node, now))})

@@ -45,5 +45,5 @@ class World:
         return frozenset(
             disk.disk
             for disk in control.views.disks()
-            if disk.state == "active" and control.is_live(disk.node)
+            if disk.state == "active" and control.may_live(disk.node)
         )

@@ -100,3 +100,13 @@ def test_a_lease_is_over_for_its_holder_before_it_is_for_its_granter(seed: int) 
             holder.is_valid(instant * rate + offset, 0) and granter.is_over(OTHER, instant)
             for instant in instants
         )
+
+
+def test_a_process_that_has_just_begun_to_listen_gives_everybody_the_benefit_of_the_doubt() -> None:
+    live = LiveSet(NodeId(1), 100.0, 0.0)
+    assert live.may_live(NodeId(2), 101.0)
+    assert not live.is_live(NodeId(2), 101.0)
+    assert not live.may_live(NodeId(2), 104.0)
+    live.on_heartbeat(NodeId(2), 1, 104.0, 0.0)
+    assert live.may_live(NodeId(2), 104.5)
+    assert not live.may_live(NodeId(2), 106.0)
