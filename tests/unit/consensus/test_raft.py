@@ -241,12 +241,26 @@ def test_an_entry_replaced_while_it_was_written_is_not_acknowledged() -> None:
     group = Group(A, B, C)
     group.slow = {C: []}
     group.receive(C, A, Append(1, 1, 0, 0, 0, entries(1, 1)))
-    group.receive(C, B, Append(2, 1, 0, 0, 0, entries(2)))
+    group.receive(C, B, Append(2, 1, 0, 0, 0, entries(2, 2)))
     first, second = group.slow[C]
     core = group.cores[C]
     assert core.persisted(first.hard_state, first.persist[-1], group.now).send == ()
     ready = core.persisted(second.hard_state, second.persist[-1], group.now)
-    assert ready.send == ((B, AppendAnswer(2, 1, 1)),)
+    assert ready.send == ((B, AppendAnswer(2, 1, 2)),)
+
+
+def test_a_follower_acknowledges_only_what_is_on_its_disk() -> None:
+    group = Group(A, B, C)
+    group.elect(A)
+    group.slow = {C: []}
+    group.propose(A, b"x")
+    group.deliver()
+    group.wire.clear()
+    group.receive(C, A, Append(1, 9, 2, 1, 1))  # a heartbeat is answered all the same
+    assert group.wire == [(C, A, AppendAnswer(1, 9, 1))]
+    group.wire.clear()
+    group.sync(C)
+    assert group.sent(AppendAnswer, C)[-1] == (A, AppendAnswer(1, group.cores[A].term, 2))
 
 
 def test_only_entries_of_its_own_term_are_committed_by_counting() -> None:

@@ -245,6 +245,50 @@ def test_the_entries_before_a_bad_batch_are_kept_and_nothing_after_is_believed()
     assert known(opened(disk)[1]).entries == (*found, entry(last + 1, 2))
 
 
+def appended(disk: SimDisk, *entries: Entry) -> None:
+    """Each with its own sync, and then killed: the log had no time to fall idle."""
+    log, _ = opened(disk)
+    for one in entries:
+        log.append([one], lambda error: None)
+        disk.settle()
+
+
+def test_a_restart_marks_the_last_batch_so_that_its_rot_is_noticed() -> None:
+    disk = new_disk()
+    appended(disk, entry(1, 1), entry(2, 1))
+    opened(disk)
+    content = disk.read_file(segment_name(1)) or b""
+    last = [at for at in range(0, len(content), BLOCK_BYTES) if content[at : at + 4] == b"RBAT"][-2]
+    assert content[last:].find(b"x") >= 0
+    disk.flip(segment_name(1), last + 50)
+    assert opened(disk)[1].damage
+
+
+def test_a_lost_replacement_at_a_segment_s_end_is_noticed() -> None:
+    """Without it the entries that it replaced would still fit to those that follow."""
+    disk = new_disk()
+    hard = HardState(9)
+    log, _ = opened(disk)
+    log.save_vote(hard, lambda error: None)
+    disk.settle()
+    appended(disk, *(entry(n, 1) for n in range(1, 8)), entry(7, 2))
+    appended(disk, *(entry(n, 2) for n in range(8, 14)))
+    segment = next(n for n in (1, 2) if entry_offset(disk, n, 7, 2))
+    assert not entry_offset(disk, segment, 8, 2), "the replacement is the last of its segment"
+    disk.overwrite(segment_name(segment), entry_offset(disk, segment, 7, 2), bytes(BLOCK_BYTES))
+    assert opened(disk)[1].damage
+
+
+def entry_offset(disk: SimDisk, segment: int, index: int, term: int) -> int:
+    """Of the batch that holds just this entry; 0 if it is not there."""
+    content = disk.read_file(segment_name(segment)) or b""
+    wanted = index.to_bytes(8, "little") + term.to_bytes(8, "little")
+    for at in range(2 * BLOCK_BYTES, len(content), BLOCK_BYTES):
+        if content[at : at + 4] == b"RBAT" and content[at + 40 : at + 56] == wanted:
+            return at
+    return 0
+
+
 def test_a_bad_vote_slot_is_mended_and_two_bad_ones_are_doubt() -> None:
     disk, state = filled()
     disk.flip("raft/vote", 20)
