@@ -40,10 +40,10 @@ class SimCarrier:
         *,
         agenda: Agenda | None = None,
     ) -> None:
-        """With an `agenda` that somebody else runs there is no need to `run` this."""
+        """With an `agenda` that somebody else drives there is no need to `run` this."""
         self.faults = faults or BusFaults()
         self._chance, self._clock = chance, clock
-        self._agenda = agenda if agenda is not None else Agenda(clock)
+        self._agenda = agenda if agenda is not None else Agenda()
         self._endpoints = Endpoints()
         self._cuts: set[tuple[NodeId, NodeId]] = set()
         self._links: dict[tuple[NodeId, NodeId], BusFaults] = {}
@@ -94,4 +94,4 @@ class SimCarrier:
             self._endpoints.deliver(sender, to, message)
 
     async def run(self) -> None:
-        await self._agenda.run()
+        await self._agenda.run(self._clock)

@@ -39,11 +39,11 @@ class SimCarrier:
         *,
         agenda: Agenda | None = None,
     ) -> None:
-        """With an `agenda` that somebody else runs there is no need to `run` this."""
+        """With an `agenda` that somebody else drives there is no need to `run` this."""
         self.faults = faults if faults is not None else LinkFaults()
         self._clock = clock
         self._chance = chance
-        self._agenda = agenda if agenda is not None else Agenda(clock)
+        self._agenda = agenda if agenda is not None else Agenda()
         self._cut: set[tuple[str, str]] = set()
         self._links: dict[tuple[str, str], LinkFaults] = {}
         self._last_due: dict[tuple[str, str], float] = {}
@@ -95,4 +95,4 @@ class SimCarrier:
             deliver()
 
     async def run(self) -> None:
-        await self._agenda.run()
+        await self._agenda.run(self._clock)

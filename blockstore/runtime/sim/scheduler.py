@@ -1,8 +1,9 @@
 """Trio, made deterministic: one seed, one order of tasks, one course of time.
 
 `run_simulated` is the only function that reaches into trio. It seeds the scheduler, which otherwise shuffles
-by chance of its own, and gives it a clock that stands still while anything can run and then jumps to the next
-deadline. What runs inside must keep to the rest of the bargain: no thread, no real IO, no iteration over a
+by chance of its own, and gives it a clock that stands still while anything can run and then jumps to whatever
+is due next: trio's MockClock with `autojump_threshold=0`, except that it looks at the agenda as well, so that
+a message on its way costs a call and not a task that wakes up. What runs inside must keep to the rest of the bargain: no thread, no real IO, no iteration over a
 set of anything but integers.
 
 `Freezer` stops the tasks of one part of the program, as SIGSTOP stops a process: what becomes due for them
@@ -16,8 +17,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import outcome
 import trio
 import trio._core._run as trio_run  # private: trio has no public way to be deterministic
+
+from blockstore.runtime.sim.agenda import Agenda
 
 T = TypeVar("T")
 
@@ -32,9 +36,12 @@ class Stuck(Exception):
 
 
 class VirtualTime(trio.abc.Clock):
-    """Seconds since the simulation began."""
+    """Seconds since the simulation began. Stands still while any task can run; then it jumps to whatever is
+    due next, a deadline of trio's or a call of the agenda."""
 
     def __init__(self) -> None:
+        self.agenda = Agenda()
+        self.failed: trio.lowlevel.Task | None = None  # waits for what a call may raise
         self._now = 0.0
         self._n_stuck = 0
 
@@ -45,15 +52,35 @@ class VirtualTime(trio.abc.Clock):
         return self._now
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        """Trio asks this only when nothing can run: then it is `deadline` already."""
-        if deadline == math.inf:
+        """Trio asks this only when no task can run: then it is `deadline` already."""
+        runner, agenda = _trio.GLOBAL_RUN_CONTEXT.runner, self.agenda
+        while (due := agenda.next_due) <= deadline and due < math.inf:
+            self._now = max(self._now, due)
+            try:
+                agenda.make_due_calls(self._now)
+            except BaseException as error:
+                task, self.failed = self.failed, None
+                if task is None:
+                    raise
+                trio.lowlevel.reschedule(task, outcome.Error(error))
+            if runner.runq:
+                return 0.0
+            deadline = min(deadline, runner.deadlines.next_deadline())
+        if deadline < math.inf:
+            self._n_stuck = 0
+            self._now = max(self._now, deadline)
+        else:
             self._n_stuck += 1
             if self._n_stuck > STUCK_MAX:
                 raise Stuck
-            return 0.0
-        self._n_stuck = 0
-        self._now = max(self._now, deadline)
         return 0.0
+
+
+def simulated_time() -> VirtualTime:
+    """Of the simulation that runs now."""
+    clock = _trio.GLOBAL_RUN_CONTEXT.runner.clock
+    assert isinstance(clock, VirtualTime), "only within run_simulated"
+    return clock
 
 
 def run_simulated(seed: int, main: Callable[[], Awaitable[T]]) -> T:
@@ -62,11 +89,31 @@ def run_simulated(seed: int, main: Callable[[], Awaitable[T]]) -> T:
     state = chance.getstate()
     _trio._ALLOW_DETERMINISTIC_SCHEDULING = True
     chance.seed(seed)
+    time = VirtualTime()
+
+    async def run() -> T:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_fail_with_calls, time)
+            result = await main()
+            nursery.cancel_scope.cancel()
+        return result
+
     try:
-        return trio.run(main, clock=VirtualTime(), strict_exception_groups=True)
+        return trio.run(run, clock=time, strict_exception_groups=True)
     finally:
         _trio._ALLOW_DETERMINISTIC_SCHEDULING = was_deterministic
         chance.setstate(state)
+
+
+async def _fail_with_calls(time: VirtualTime) -> None:
+    """Raise what a call of the agenda raises."""
+
+    def abort(_: object) -> trio.lowlevel.Abort:
+        time.failed = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    time.failed = trio.lowlevel.current_task()
+    await trio.lowlevel.wait_task_rescheduled(abort)
 
 
 class _RunQueue(deque[trio.lowlevel.Task]):

@@ -24,14 +24,13 @@ from blockstore.ids import NodeId
 from blockstore.runtime.interfaces import Address, Message, OnBusMessage
 from blockstore.runtime.memory_bus import MemoryBus
 from blockstore.runtime.memory_net import MemoryListener, MemoryNetwork
-from blockstore.runtime.sim.agenda import Agenda
 from blockstore.runtime.sim.bus import BusFaults
 from blockstore.runtime.sim.bus import SimCarrier as BusCarrier
-from blockstore.runtime.sim.clock import MachineClock, WorldClock
+from blockstore.runtime.sim.clock import MachineClock
 from blockstore.runtime.sim.disk import PowerLost, SimDisk
 from blockstore.runtime.sim.net import LinkFaults
 from blockstore.runtime.sim.net import SimCarrier as LaneCarrier
-from blockstore.runtime.sim.scheduler import Freezer
+from blockstore.runtime.sim.scheduler import Freezer, simulated_time
 
 HELD_MAX = 20_000
 """What waits for a frozen machine: seconds of a busy cluster. Its kernel would drop the rest as well."""
@@ -69,12 +68,13 @@ class Trace:
 
 
 class World:
-    """`await run()` in a task that lives as long as the machines."""
+    """Made within `scheduler.run_simulated`."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.clock = WorldClock()
-        self.agenda = Agenda(self.clock)
+        time = simulated_time()
+        self.clock = MachineClock(time)
+        self.agenda = time.agenda
         self.trace = Trace()
         self.freezer = Freezer()
         self.machines: dict[str, Machine] = {}
@@ -90,7 +90,8 @@ class World:
 
     def machine(self, name: str, *, node: NodeId | None = None, address: Address | None = None) -> Machine:
         """A new one. Its clock shows what it likes."""
-        machine = Machine(self, name, MachineClock(self.chance.uniform(10.0, 100_000.0)))
+        clock = MachineClock(simulated_time(), self.chance.uniform(10.0, 100_000.0))
+        machine = Machine(self, name, clock)
         self.machines[name] = self._at[name] = machine
         if address is not None:
             self._at[str(address)] = machine
@@ -98,9 +99,6 @@ class World:
             machine.node = node
             self._by_node[node] = machine
         return machine
-
-    async def run(self) -> None:
-        await self.agenda.run()
 
     def tell(self, words: str, machine: str = "") -> None:
         self.trace.tell(self.clock.now(), machine, words)
@@ -345,7 +343,7 @@ class _Port:
         self._world.carry_lane(source, target, deliver, may_repeat, about)
 
     async def run(self) -> None:
-        await trio.sleep_forever()  # the world's agenda does the work
+        await trio.sleep_forever()  # the agenda does the work
 
 
 class _BusPort:
