@@ -1,0 +1,82 @@
+"""The history of objects with one writer: what it accuses, and what it must not."""
+
+from __future__ import annotations
+
+from chaos.history import GONE, History, content, version_of
+
+
+def history_of(*sizes: int) -> tuple[History, list[bytes]]:
+    """Object "k" with these versions, all acknowledged."""
+    history = History(7)
+    values: list[bytes] = []
+    for size in sizes:
+        if size == GONE:
+            version, data = history.ask_to_delete("k"), b""
+        else:
+            version, data = history.ask("k", size)
+        history.acknowledge("k", version)
+        values.append(data)
+    return history, values
+
+
+def test_the_last_acknowledged_version_and_later_ones_are_fine() -> None:
+    history, (_, second) = history_of(100, 200)
+    _, third = history.ask("k", 300)
+    for seen in (second, third):
+        history.check("k", history.floor("k"), seen)
+    assert history.violations == []
+
+
+def test_an_older_version_is_not() -> None:
+    history, (first, _) = history_of(100, 200)
+    history.check("k", history.floor("k"), first)
+    assert "only 2 to 2" in history.violations[0]
+
+
+def test_a_read_that_began_earlier_may_show_what_was_there_then() -> None:
+    history, (first, _) = history_of(100, 200)
+    history.check("k", 1, first)
+    assert history.violations == []
+
+
+def test_missing_and_never_written_bytes_are_found() -> None:
+    history, (first,) = history_of(100)
+    history.check("k", 1, None)
+    history.check("k", 1, b"x" * 100)
+    history.check("k", 1, content(7, "other", 1, 100))
+    history.check("k", 1, first[:-1])
+    history.check("k", 1, first[:-1] + b"?")
+    history.check("k", 1, content(7, "k", 2, 100))
+    assert len(history.violations) == 6
+
+
+def test_a_deleted_object_is_missing_and_does_not_rise_again() -> None:
+    history, (first, _) = history_of(100, GONE)
+    history.check("k", history.floor("k"), None)
+    assert history.violations == []
+    history.check("k", history.floor("k"), first)
+    assert len(history.violations) == 1
+
+
+def test_a_delete_that_was_not_answered_may_have_happened() -> None:
+    history, (first,) = history_of(100)
+    assert not history.may_be_missing("k")
+    history.ask_to_delete("k")
+    assert history.may_be_missing("k")
+    history.check("k", history.floor("k"), None)
+    history.check("k", history.floor("k"), first)
+    assert history.violations == []
+
+
+def test_a_snapshot_shows_nothing_newer() -> None:
+    history, (first, second) = history_of(100, 200)
+    history.check("k", 1, first, ceiling=1)
+    assert history.violations == []
+    history.check("k", 1, second, ceiling=1)
+    assert len(history.violations) == 1
+
+
+def test_bytes_say_which_version_they_are() -> None:
+    assert version_of(7, "k", content(7, "k", 12, 5_000)) == 12
+    assert version_of(7, "other", content(7, "k", 12, 5_000)) is None
+    assert version_of(8, "k", content(7, "k", 12, 5_000)) is None
