@@ -1,4 +1,4 @@
-"""One member of a Raft group: roles, terms, votes, and the follower's side of the log.
+"""One member of a Raft group: it joins voting, leading and following into one machine.
 
 Pure: events and `now` in, a `Ready` out. What a leader does is in `leading.py`. Sources: Ongaro & Ousterhout,
 "In Search of an Understandable Consensus Algorithm (Extended Version)"; Ongaro's dissertation for pre-vote
@@ -8,11 +8,6 @@ What keeps it safe, besides the paper's rules:
 
 - Nothing leaves this node under a term or vote that is not on its disk: such messages are held until it is.
   (Pre-votes promise nothing and are not held.) What a follower acknowledges is on its disk.
-- A member that heard a leader within ELECTION_SECONDS_MIN refuses (pre-)votes, as does one that started
-  within that time, for it may have heard one before: the leader's lease depends on it. So a member that was
-  cut off and returns does not depose a leader that serves the others.
-- A (pre-)vote asked for in a term that is over is answered with ours, whether or not we would grant it:
-  members with a higher term, and those with a longer log, would otherwise wait for each other for ever.
 - Doubt. A node whose vote record or log was damaged may have forgotten a promise. It draws a random number,
   `doubt`, and until healed neither votes nor stands nor is counted. A leader that hears of the doubt appends
   an entry E. The node is healed once this leader tells it that E is committed, counted without it, and it
@@ -28,7 +23,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from blockstore.codec.raft_file import HardState
 from blockstore.codec.raft_messages import (
@@ -52,24 +46,16 @@ from blockstore.codec.raft_messages import (
     encode_members,
 )
 from blockstore.config import (
-    ELECTION_SECONDS_MAX,
-    ELECTION_SECONDS_MIN,
     HEARTBEAT_SECONDS,
     RAFT_UNCOMMITTED_MAX,
 )
 from blockstore.consensus.leading import Leadership
 from blockstore.consensus.log_view import LogView
 from blockstore.consensus.membership import Membership
-from blockstore.consensus.quorum import is_quorum, quorum_size
+from blockstore.consensus.quorum import quorum_size
+from blockstore.consensus.voting import Role, Voting
 from blockstore.errors import Busy, NotLeader, ProtocolViolation
 from blockstore.ids import NodeId
-
-
-class Role(Enum):
-    FOLLOWER = "follower"
-    PRE_CANDIDATE = "pre-candidate"
-    CANDIDATE = "candidate"
-    LEADER = "leader"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +84,15 @@ class Raft:
     ) -> None:
         """As loaded from the disk; `commit` is the last index of the snapshot that was installed."""
         self.me, self.log, self.membership = me, log, membership
-        self.term, self.vote, self.doubt = hard_state.term, hard_state.vote, hard_state.doubt
-        self.role = Role.FOLLOWER
-        self.leader = NOBODY
         self.commit_index = commit
+        self.voting = Voting(me, hard_state, log, membership, self._emit, self._emit_at_once, rng, now)
         self.leading: Leadership | None = None  # exactly while our role is LEADER
         self.resigned_silent: tuple[int, int] | None = None  # (heard, needed), when a majority fell silent
-        self._rng = rng
         self._durable = hard_state
         self._released = commit  # told to the shell as safe to apply
+        self._term = hard_state.term  # that `_matched` and `_owed_round` belong to
         self._matched = commit  # our log equals the leader's of this term up to here
         self._owed_round = -1  # answer this round when what came with it is durable; -1: nothing owed
-        self._ballot: set[NodeId] = set()
-        self._trust_until = now + ELECTION_SECONDS_MIN
-        self._election_at = 0.0
         self._own_reads: dict[int, float] = {}  # number -> when to ask (again)
         self._send: list[tuple[NodeId, RaftMessage]] = []
         self._held: list[tuple[NodeId, RaftMessage]] = []  # until our term and vote are durable
@@ -119,14 +100,29 @@ class Raft:
         self._persist: list[Entry] = []
         self._reads: list[tuple[int, int]] = []
         self._fetch: tuple[NodeId, int] | None = None
-        self._delay_election(now)
+
+    @property
+    def term(self) -> int:
+        return self.voting.term
+
+    @property
+    def role(self) -> Role:
+        return self.voting.role
+
+    @property
+    def leader(self) -> NodeId:
+        return self.voting.leader
+
+    @property
+    def doubt(self) -> int:
+        return self.voting.doubt
 
     # --- events
 
     def start(self, now: float) -> Ready:
         """The only voter has nobody to wait for."""
         if self.membership.is_alone(self.me) and not self.doubt:
-            self._stand(now)
+            self._settle(self.voting.stand(now), now)
         return self._ready(now)
 
     def tick(self, now: float) -> Ready:
@@ -137,28 +133,29 @@ class Raft:
                 self._follow(self.term, NOBODY, now)
             elif now >= self.leading.next_beat:
                 self.leading.beat(now)
-        elif now >= self._election_at:
-            self._canvass(now)
+        elif now >= self.voting.election_at:
+            self._settle(self.voting.canvass(now), now)
         self._ask_reads(now)
         return self._ready(now)
 
     @property
     def next_tick(self) -> float:
         """When `tick` has something to do, unless something else happens before."""
-        due = self.leading.next_beat if self.leading is not None else self._election_at
+        due = self.leading.next_beat if self.leading is not None else self.voting.election_at
         return min(due, min(self._own_reads.values())) if self._own_reads and self.leading is None else due
 
     def receive(self, sender: NodeId, message: RaftMessage, now: float) -> Ready:
         """Raises ProtocolViolation, and then nothing has changed."""
         match message:
             case PreVote():
-                self._on_pre_vote(sender, message, now)
+                self.voting.on_pre_vote(sender, message, now)
             case PreVoteAnswer():
-                self._on_pre_vote_answer(sender, message, now)
+                self._settle(self.voting.on_pre_vote_answer(sender, message, now), now)
             case Vote():
-                self._on_vote(sender, message, now)
+                self.voting.on_vote(sender, message, now)
+                self._settle(False, now)
             case VoteAnswer():
-                self._on_vote_answer(sender, message, now)
+                self._settle(self.voting.on_vote_answer(sender, message, now), now)
             case Append():
                 self._on_append(sender, message, now)
             case SnapshotOffer():
@@ -215,7 +212,7 @@ class Raft:
         before = self.log.persisted
         if last is not None:
             self.log.on_persisted(last.index, last.term)
-        if self._durable == self._hard_state:
+        if self._durable == self.voting.hard_state:
             held, self._held = self._held, []
             self._send += [(to, message) for to, message in held if message.term == self.term]
         if self.log.persisted > before and self._owed_round >= 0 and self.leader not in (NOBODY, self.me):
@@ -251,87 +248,21 @@ class Raft:
         """Until then nobody else leads; 0 when we do not."""
         return self.leading.rounds.lease_until if self.leading is not None else 0.0
 
-    # --- elections
+    # --- roles
 
-    def _canvass(self, now: float) -> None:
-        """Our leader is silent: ask who would vote for us, without disturbing anyone."""
-        self._delay_election(now)
-        self.leader = NOBODY
-        if self.doubt or self.me not in self.membership.voters:
-            return
-        self.role, self._ballot = Role.PRE_CANDIDATE, {self.me}
-        if is_quorum(self._ballot, self.membership.voters):
-            self._stand(now)
-            return
-        for node in sorted(self.membership.voters - {self.me}):
-            self._send.append((node, PreVote(self.term + 1, self.log.last_index, self.log.last_term)))
-
-    def _stand(self, now: float) -> None:
-        self._delay_election(now)
-        self.role, self.leader, self._ballot = Role.CANDIDATE, NOBODY, {self.me}
-        self._enter(self.term + 1)
-        self.vote = self.me
-        if is_quorum(self._ballot, self.membership.voters):
+    def _settle(self, elected: bool, now: float) -> None:
+        """Voting may have changed our term or our role."""
+        if self.voting.term != self._term:
+            self._term = self.voting.term
+            self._matched = self.commit_index
+            self._owed_round = -1
+        if self.voting.role is not Role.LEADER:
+            self.leading = None
+        elif elected:
             self._lead(now)
-            return
-        for node in sorted(self.membership.voters - {self.me}):
-            self._emit(node, Vote(self.term, self.log.last_index, self.log.last_term))
-
-    def _on_pre_vote(self, sender: NodeId, asked: PreVote, now: float) -> None:
-        if self.doubt:
-            return
-        granted = asked.term > self.term and self._is_current(asked) and not self._hears_leader(now)
-        self._send.append((sender, PreVoteAnswer(asked.term if granted else self.term, granted)))
-
-    def _on_pre_vote_answer(self, sender: NodeId, answer: PreVoteAnswer, now: float) -> None:
-        if not answer.granted:
-            if answer.term > self.term:
-                self._follow(answer.term, NOBODY, now)
-        elif self.role is Role.PRE_CANDIDATE and answer.term == self.term + 1:
-            self._ballot.add(sender)
-            if is_quorum(self._ballot, self.membership.voters):
-                self._stand(now)
-
-    def _on_vote(self, sender: NodeId, asked: Vote, now: float) -> None:
-        """Any node is asked that the candidate believes to be a voter: one that does not know yet that it
-        became a voter must answer, or a group of three that lost one could not elect (dissertation, section
-        4.2.2)."""
-        if self.doubt or (asked.term >= self.term and self._hears_leader(now)):
-            return
-        if asked.term > self.term:
-            self._follow(asked.term, NOBODY, now)
-        granted = asked.term == self.term and self.vote in (NOBODY, sender) and self._is_current(asked)
-        if granted:
-            self.vote = sender
-            self._delay_election(now)
-        self._emit(sender, VoteAnswer(self.term, granted))
-
-    def _on_vote_answer(self, sender: NodeId, answer: VoteAnswer, now: float) -> None:
-        if answer.term > self.term:
-            self._follow(answer.term, NOBODY, now)
-        elif self.role is Role.CANDIDATE and answer.granted and answer.term == self.term:
-            self._ballot.add(sender)
-            if is_quorum(self._ballot, self.membership.voters):
-                self._lead(now)
-
-    def _is_current(self, asked: PreVote | Vote) -> bool:
-        """The asker's log is at least as up-to-date as ours (Raft paper, section 5.4.1)."""
-        return (asked.last_term, asked.last_index) >= (self.log.last_term, self.log.last_index)
-
-    def _hears_leader(self, now: float) -> bool:
-        return self.leading is not None or now < self._trust_until
-
-    def _delay_election(self, now: float) -> None:
-        self._election_at = now + self._rng.uniform(ELECTION_SECONDS_MIN, ELECTION_SECONDS_MAX)
-
-    def _enter(self, term: int) -> None:
-        assert term > self.term
-        self.term, self.vote = term, NOBODY
-        self._matched = self.commit_index
-        self._owed_round = -1
 
     def _lead(self, now: float) -> None:
-        self.role, self.leader, self.resigned_silent = Role.LEADER, self.me, None
+        self.resigned_silent = None
         self.leading = Leadership(
             self.me, self.term, self.commit_index, self.log, self.membership, self._emit, now
         )
@@ -341,11 +272,8 @@ class Raft:
             self.leading.read(self.me, number, now)
 
     def _follow(self, term: int, leader: NodeId, now: float) -> None:
-        """Be a follower in `term`, of `leader` if one is known."""
-        if term > self.term:
-            self._enter(term)
-        self.role, self.leader, self.leading = Role.FOLLOWER, leader, None
-        self._delay_election(now)
+        self.voting.follow(term, leader, now)
+        self._settle(False, now)
 
     def _require_leading(self) -> Leadership:
         if self.leading is None:
@@ -403,7 +331,8 @@ class Raft:
         new = self._new_entries(entries) if agree else ()
         if new and new[0].index <= self.commit_index:
             raise ProtocolViolation(f"Node {leader} would replace entry {new[0].index}, which is committed.")
-        self._hear(append.term, leader, now)
+        self.voting.hear(append.term, leader, now)
+        self._settle(False, now)
         if not agree:
             hint_index, hint_term = self.log.last_common(prev_index - 1, prev_term)
             refused = AppendRefused(
@@ -419,7 +348,7 @@ class Raft:
         self._matched = max(self._matched, prev_index + len(entries))
         self.commit_index = max(self.commit_index, min(append.commit, self._matched))
         if append.healing and append.healing == self.doubt and self._is_healed_by(append.heal_index):
-            self.doubt = 0
+            self.voting.doubt = 0
         if new:
             self._owed_round = max(self._owed_round, append.round)
         elif append.round or append.entries:
@@ -441,14 +370,11 @@ class Raft:
             return
         if self.leading is not None and offer.term == self.term:
             raise ProtocolViolation(f"Node {leader} leads in term {offer.term}, as this node does.")
-        self._hear(offer.term, leader, now)
+        self.voting.hear(offer.term, leader, now)
+        self._settle(False, now)
         if offer.index > self.commit_index:
             self._fetch = (leader, offer.index)
         self._answer_leader(offer.round)
-
-    def _hear(self, term: int, leader: NodeId, now: float) -> None:
-        self._follow(term, leader, now)
-        self._trust_until = now + ELECTION_SECONDS_MIN
 
     def _answer_leader(self, round: int) -> None:
         """What of the leader's log is on our disk."""
@@ -474,12 +400,12 @@ class Raft:
 
     # --- output
 
-    @property
-    def _hard_state(self) -> HardState:
-        return HardState(self.term, self.vote, self.doubt)
-
     def _emit(self, to: NodeId, message: RaftMessage) -> None:
-        (self._send if self._durable == self._hard_state else self._held).append((to, message))
+        """What we say under our term and vote waits until both are durable."""
+        (self._send if self._durable == self.voting.hard_state else self._held).append((to, message))
+
+    def _emit_at_once(self, to: NodeId, message: RaftMessage) -> None:
+        self._send.append((to, message))
 
     def _ready(self, now: float) -> Ready:
         self._count(now)
@@ -493,7 +419,7 @@ class Raft:
             self._released,
             max(self._released, min(self.commit_index, self.log.persisted)),
         )
-        hard_state = self._hard_state
+        hard_state = self.voting.hard_state
         ready = Ready(
             tuple(self._send),
             hard_state if hard_state != self._told else None,

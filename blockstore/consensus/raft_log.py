@@ -22,7 +22,6 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from blockstore.codec.raft_file import (
     FIRST_BATCH_OFFSET,
@@ -41,7 +40,8 @@ from blockstore.codec.raft_file import (
     scan_segment,
 )
 from blockstore.codec.raft_messages import Entry
-from blockstore.config import RAFT_BATCH_BYTES_MAX, RAFT_SEGMENT_BYTES
+from blockstore.config import RAFT_SEGMENT_BYTES
+from blockstore.consensus.raft_replay import Replay, runs
 from blockstore.errors import AlreadyExists, BlockStoreError, Corrupt, NotAStore
 from blockstore.runtime.interfaces import Disk, File, Write
 
@@ -130,7 +130,7 @@ class RaftLog:
 
     def append(self, entries: Sequence[Entry], on_done: OnDone) -> None:
         """Make them durable. Each voids what the log has from its index on."""
-        self._start([Batch(0, run[0].index, run) for run in _runs(entries)], on_done)
+        self._start([Batch(0, run[0].index, run) for run in runs(entries)], on_done)
 
     def begin_anew(self, next_index: int, on_done: OnDone) -> None:
         """A snapshot up to `next_index - 1` has taken the place of everything."""
@@ -255,7 +255,7 @@ class RaftLog:
         DiskFailed."""
         snapshot = self._load_snapshot()
         hard_state, vote_is_whole = self._load_vote()
-        replay = _Replay(snapshot.index)
+        replay = Replay(snapshot.index)
         scanned = self._scan_segments(replay)
         base_index, base_term, entries = replay.above(snapshot)
         damage = replay.damage
@@ -309,7 +309,7 @@ class RaftLog:
         self._generation = max(0, *generations)
         return hard_state, generations[0] == generations[1]
 
-    def _scan_segments(self, replay: _Replay) -> _Tail | None:
+    def _scan_segments(self, replay: Replay) -> _Tail | None:
         """Replay every segment; where to go on writing, or None if there is no such place."""
         tail: _Tail | None = None
         names = [name for name in self._disk.names(FOLDER) if name.startswith(_SEGMENT_PREFIX)]
@@ -348,7 +348,7 @@ class RaftLog:
         number = max(self._superseded, default=0) + 1
         self._segments = []
         self.begin_segment_now(number, Batch(self._sequence + 1, next_index, anew=True))
-        for run in _runs(entries):
+        for run in runs(entries):
             self._write_now(Batch(self._sequence + 1, run[0].index, run))
         if entries:
             self._write_now(Batch(self._sequence + 1, entries[-1].index + 1))
@@ -384,21 +384,6 @@ def _vote_write(slot: int, generation: int, hard_state: HardState) -> Write:
     return Write(slot * VOTE_FILE_BYTES // 2, [encode_vote_slot(slot, generation, hard_state)])
 
 
-def _runs(entries: Sequence[Entry]) -> list[tuple[Entry, ...]]:
-    """Cut where the index does not ascend by one, and where a batch would be too long."""
-    if not entries:
-        return []
-    runs: list[list[Entry]] = [[entries[0]]]
-    length = len(entries[0].payload)
-    for before, entry in pairwise(entries):
-        length += len(entry.payload) + 32
-        if entry.index != before.index + 1 or length > RAFT_BATCH_BYTES_MAX // 2:
-            runs.append([])
-            length = len(entry.payload)
-        runs[-1].append(entry)
-    return [tuple(run) for run in runs]
-
-
 @dataclass(frozen=True, slots=True)
 class _Tail:
     """The last batch of the last segment in use."""
@@ -408,47 +393,3 @@ class _Tail:
     last_offset: int
     last: bytes  # as it is in the file
     last_is_mark: bool
-
-
-class _Replay:
-    """Puts batches together again, in the order they were written."""
-
-    def __init__(self, snapshot_index: int) -> None:
-        self.damage = ""  # what is missing above the snapshot
-        self.sequence = 0  # of the last batch
-        self.contains_snapshot = False
-        self._snapshot_index = snapshot_index
-        self._start = 0  # index of the first of:
-        self._entries: list[Entry] = []
-
-    def on_batch(self, batch: Batch, number: int) -> None:
-        if self.sequence and batch.sequence != self.sequence + 1:
-            self.on_damage(f"segment {number}: batch {self.sequence + 1}")
-        begins = batch.anew or self.damage != "" or self.sequence == 0
-        self.sequence = batch.sequence
-        if begins:
-            if batch.next_index <= self._snapshot_index + 1:  # what was before it, and is lost, is not needed
-                self.damage, self._start, self._entries = "", batch.next_index, list(batch.entries)
-            else:
-                self.on_damage(f"what was before entry {batch.next_index}")
-        elif batch.next_index > self._start + len(self._entries):
-            self.on_damage(f"what was before entry {batch.next_index}")
-        else:
-            del self._entries[max(0, batch.next_index - self._start) :]
-            self._start = min(self._start, batch.next_index)
-            self._entries += batch.entries
-
-    def on_damage(self, what: str) -> None:
-        self.damage = self.damage or what
-
-    def above(self, snapshot: Snapshot) -> tuple[int, int, tuple[Entry, ...]]:
-        """Base index, base term and entries; none but the snapshot's own if the log does not go with it."""
-        at = snapshot.index - self._start
-        if at == -1 and self._start:
-            self.contains_snapshot = True
-            return snapshot.index, snapshot.term, tuple(self._entries)
-        if not 0 <= at < len(self._entries) or self._entries[at].term != snapshot.term:
-            return snapshot.index, snapshot.term, ()
-        self.contains_snapshot = True
-        first = self._entries[0]
-        return first.index, first.term, tuple(self._entries[1:])

@@ -111,7 +111,7 @@ class Group:
         self.now += 2 * ELECTION_SECONDS_MAX
         for other, core in self.cores.items():
             if other != node:
-                core._delay_election(self.now)
+                core.voting.delay_election(self.now)
         self.act(node, self.cores[node].tick(self.now))
         self.deliver()
         return self.cores[node]

@@ -29,7 +29,8 @@ from blockstore.config import (
     HEARTBEAT_SECONDS,
     RAFT_UNCOMMITTED_MAX,
 )
-from blockstore.consensus.raft import Raft, Role
+from blockstore.consensus.raft import Raft
+from blockstore.consensus.voting import Role
 from blockstore.errors import Busy, InvalidRequest, NotLeader, ProtocolViolation
 from blockstore.ids import NodeId
 from tests.unit.consensus.raft_group import A, B, C, D, E, Group, entries
@@ -194,7 +195,7 @@ def test_the_leader_brings_the_logs_of_figure_7_to_its_own(follower: tuple[int, 
     leader = (1, 1, 1, 4, 4, 5, 5, 6, 6, 6)
     group = Group(A, B, C, logs={A: leader, B: follower, C: leader})
     for node in (A, B, C):
-        group.cores[node].term = 7
+        group.cores[node].voting.term = 7
     group.elect(A)
     group.propose(A, b"x")
     group.deliver()
@@ -267,7 +268,7 @@ def test_only_entries_of_its_own_term_are_committed_by_counting() -> None:
     """Figure 8: S1 leads again in term 4 and replicates its entry of term 2 to a majority; it may be lost."""
     group = Group(A, B, C, D, E, logs={A: (1, 2), B: (1, 2), C: (1,), D: (1,), E: (1, 3)})
     core = group.cores[A]
-    core.term = 3
+    core.voting.term = 3
     group.slow = {A: []}
     group.now += 2
     group.tick(A)
@@ -444,7 +445,7 @@ def test_one_broken_link_leaves_the_leader_in_place() -> None:
 def test_a_short_log_with_a_high_term_does_not_block_the_others() -> None:
     """Pre-vote with check-quorum left others without any leader (etcd 8501, TiKV 3270)."""
     group = Group(A, B, C, logs={A: (1, 1, 1), B: (1, 1, 1), C: (1,)})
-    group.cores[C].term = 9
+    group.cores[C].voting.term = 9
     group.cut = {B}
     group.pass_time(10)
     assert group.cores[A].role is Role.LEADER
@@ -455,7 +456,7 @@ def test_a_short_log_with_a_high_term_does_not_block_the_others() -> None:
 def test_a_member_with_a_higher_term_is_taken_in_with_one_election() -> None:
     group = Group(A, B, C)
     group.elect(A)
-    group.cores[C].term = 5
+    group.cores[C].voting.term = 5
     group.pass_time(5)
     leaders = {core.leader for core in group.cores.values()}
     assert len(leaders) == 1
@@ -763,7 +764,7 @@ def test_a_follower_with_a_snapshot_takes_appends_that_begin_below_it() -> None:
 
 def test_an_old_leader_s_snapshot_offer_is_refused() -> None:
     group = Group(A, B, C)
-    group.cores[C].term = 4
+    group.cores[C].voting.term = 4
     group.receive(C, A, SnapshotOffer(3, 1, 10))
     assert C not in group.fetches
 
