@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
 
 from blockstore import aio
-from blockstore.daemon.local_cluster import LocalCluster, LocalNode
+from blockstore.daemon.local_cluster import LocalNode
 from blockstore.errors import BlockStoreError
+from blockstore.ids import NodeId
+from chaos.cluster import Site
+from chaos.faults import Faults
 from chaos.history import History
-from chaos.schedule import Aim, Fault
+from chaos.schedule import SIGNAL_KINDS, Aim, Fault, Step
 from chaos.workload import Gaps, Workload
 
 POLICIES = {"copies": "replicated(3)", "coded": "ec(4,2)"}
@@ -24,17 +27,31 @@ SETTLE_SECONDS_MAX = 30.0
 Tell = Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Struck:
+    """A step that was carried out: its kinds, the nodes, and the longest time without a write from its
+    beginning until all daemons were back."""
+
+    kinds: tuple[str, ...]
+    nodes: tuple[int, ...]
+    longest_gap: float
+    gaps: dict[str, float]  # for each bucket
+
+
 @dataclass(slots=True)
 class Verdict:
-    """What is believed after the run, and why. `gaps`: for each fault, the longest time without a write."""
+    """What is believed after the run, and why."""
 
     seed: int
-    gaps: list[tuple[Fault, int, float]] = field(default_factory=list[tuple[Fault, int, float]])
+    struck: list[Struck] = field(default_factory=list[Struck])
     violations: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
     n_writes: int = 0
     n_reads: int = 0
     n_bytes: int = 0
     n_snapshots: int = 0
+    n_kills: int = 0
+    n_flips: int = 0
     seconds: float = 0.0
 
     @property
@@ -42,40 +59,40 @@ class Verdict:
         return not self.violations
 
     def longest_gap(self, kind: str) -> float:
-        return max((gap for fault, _, gap in self.gaps if fault.kind == kind), default=0.0)
+        """After a fault of this kind that came alone."""
+        return max((one.longest_gap for one in self.struck if one.kinds == (kind,)), default=0.0)
 
 
 async def run(
-    directory: Path, seed: int, faults: Sequence[Fault], *, n_nodes: int, plain: bool, tell: Tell
+    directory: Path, seed: int, steps: Sequence[Step], *, n_nodes: int, plain: bool, tell: Tell
 ) -> Verdict:
-    """Make the cluster in `directory`, run the schedule, stop the cluster. Raise Unavailable when the
-    daemons do not even start."""
+    """Make the cluster in `directory`, run the schedule, stop the cluster; what is made elsewhere is gone
+    afterwards, also after an error or when cancelled. Raise Unavailable when the daemons do not start."""
     verdict = Verdict(seed)
     began = time.monotonic()
-    async with AsyncExitStack() as stack:
-        cluster = await trio.to_thread.run_sync(
-            lambda: LocalCluster.create(directory, n_nodes, security="plain" if plain else "tls")
-        )
-        stack.enter_context(cluster)
-        store = await stack.enter_async_context(
-            aio.connect(cluster.location, credentials=None if plain else cluster.credentials)
-        )
-        tell(f"{n_nodes} daemons run after {time.monotonic() - began:.1f} s.")
-        await _Run(cluster, store, seed, verdict, tell).carry_out(faults)
+    needs_hosts = any(fault.kind not in SIGNAL_KINDS for step in steps for fault in step.faults)
+    with ExitStack() as outer:
+        site = Site(directory, n_nodes, plain=plain, with_hosts=needs_hosts)
+        await trio.to_thread.run_sync(lambda: outer.enter_context(site))
+        async with AsyncExitStack() as stack:
+            store = await stack.enter_async_context(
+                aio.connect(site.cluster.location, credentials=None if plain else site.cluster.credentials)
+            )
+            tell(f"{n_nodes} daemons run after {time.monotonic() - began:.1f} s.")
+            await _Run(site, store, seed, verdict, tell).carry_out(steps)
     verdict.seconds = time.monotonic() - began
     return verdict
 
 
 class _Run:
-    def __init__(
-        self, cluster: LocalCluster, store: aio.Store, seed: int, verdict: Verdict, tell: Tell
-    ) -> None:
-        self._cluster, self._store, self._seed = cluster, store, seed
+    def __init__(self, site: Site, store: aio.Store, seed: int, verdict: Verdict, tell: Tell) -> None:
+        self._site, self._store, self._seed = site, store, seed
         self._verdict, self._tell = verdict, tell
+        self._faults = Faults(site, seed, verdict.notes.append, self._violate)
         self._histories: dict[str, History] = {}
         self._workloads: dict[str, Workload] = {}
 
-    async def carry_out(self, faults: Sequence[Fault]) -> None:
+    async def carry_out(self, steps: Sequence[Step]) -> None:
         await self._until_whole()
         for name, policy in POLICIES.items():
             bucket = await self._store.create_bucket(name, policy=policy)
@@ -84,11 +101,18 @@ class _Run:
         async with trio.open_nursery() as nursery:
             for workload in self._workloads.values():
                 nursery.start_soon(workload.run)
-            for number, fault in enumerate(faults):
-                await self._hurt(number, fault)
+            for number, step in enumerate(steps):
+                await self._strike(number, step)
+                if self._count_violations() > len(self._verdict.violations):
+                    self._tell("   stopped here: something is wrong already")
+                    break
             for workload in self._workloads.values():
                 workload.stop()
-        self._tell("All faults are over; every object, now and in every snapshot, is read back.")
+        await self._judge()
+
+    async def _judge(self) -> None:
+        self._tell("All faults are over; the daemons start afresh, and all is read back from the disks.")
+        await self._faults.kill_all()
         await self._until_whole()
         for name, workload in self._workloads.items():
             await workload.verify()
@@ -97,39 +121,48 @@ class _Run:
             self._verdict.n_writes += history.n_writes
             self._verdict.n_reads += history.n_reads
             self._verdict.n_bytes += history.n_bytes
-            self._verdict.n_snapshots += len(workload.snapshots)
+            self._verdict.n_snapshots += workload.n_snapshots
+        self._verdict.n_kills, self._verdict.n_flips = self._faults.n_kills, self._faults.n_flips
 
-    async def _hurt(self, number: int, fault: Fault) -> None:
-        await trio.sleep(fault.pause)
+    async def _strike(self, number: int, step: Step) -> None:
+        await trio.sleep(step.pause)
         for workload in self._workloads.values():
             await workload.snapshot(f"before-{number}")
-        node = await self._find(fault.aim, fault.index)
+        targets = await self._targets(step.faults)
         for workload in self._workloads.values():
             workload.gaps.begin_fault()
-        if fault.kind == "kill":
-            await trio.to_thread.run_sync(node.kill)
-        else:
-            node.freeze()
         async with trio.open_nursery() as nursery:
+            for fault, node in targets:
+                nursery.start_soon(self._faults.strike, fault, node)
             for workload in self._workloads.values():
                 nursery.start_soon(workload.snapshot, f"during-{number}")
-            await trio.sleep(fault.hold)
-        if fault.kind == "kill":
-            await trio.to_thread.run_sync(node.start)
-        else:
-            node.thaw()
         await self._until_whole()
-        gap = max(workload.gaps.longest_now() for workload in self._workloads.values())
-        self._verdict.gaps.append((fault, node.node, gap))
-        self._tell(f"{number + 1}. {fault}: node {node.node}; longest gap between writes {gap:.2f} s")
+        gaps = {name: workload.gaps.longest_now() for name, workload in self._workloads.items()}
+        struck = Struck(
+            tuple(sorted(fault.kind for fault in step.faults)),
+            tuple(int(node.node) for _, node in targets),
+            max(gaps.values()),
+            gaps,
+        )
+        self._verdict.struck.append(struck)
+        words = "; ".join(f"{fault}: node {node.node}" for fault, node in targets)
+        self._tell(f"{number + 1}. {words}; longest gap between writes {struck.longest_gap:.2f} s")
 
-    async def _find(self, aim: Aim, index: int) -> LocalNode:
-        """The daemon that has the role now; any, where the role is not found."""
+    async def _targets(self, faults: Sequence[Fault]) -> list[tuple[Fault, LocalNode]]:
+        """For each fault a daemon of its own that has the role now; any, where the role is not found. Bits
+        rot on one node only, the first that was chosen for it."""
         status = await self._store.status()
-        owners = sorted({volume.owner for volume in status.volumes})
-        wanted = {"leader": [status.leader], "owner": owners, "anyone": []}[aim]
-        nodes = [node for node in self._cluster.nodes if node.node in wanted] or self._cluster.nodes
-        return nodes[index % len(nodes)]
+        owners = {volume.owner for volume in status.volumes}
+        roles: dict[Aim, set[NodeId]] = {"leader": {status.leader}, "owner": owners, "anyone": set()}
+        targets: list[tuple[Fault, LocalNode]] = []
+        for fault in sorted(faults, key=lambda fault: fault.kind != "rot"):
+            free = [node for node in self._site.nodes if node not in [taken for _, taken in targets]]
+            fitting = [node for node in free if node.node in roles[fault.aim]] or free
+            node = fitting[fault.index % len(fitting)]
+            if fault.kind == "rot" and self._faults.rotten is not None:
+                node = self._faults.rotten
+            targets.append((fault, node))
+        return targets
 
     async def _until_whole(self) -> None:
         """Until every daemon is live in the eyes of the others; if that takes too long, it is a violation."""
@@ -137,11 +170,17 @@ class _Run:
             while True:
                 try:
                     status = await self._store.status(timeout=2.0)
-                    if all(node.live for node in status.nodes) and len(status.nodes) == len(
-                        self._cluster.nodes
-                    ):
+                    if all(node.live for node in status.nodes) and len(status.nodes) == len(self._site.nodes):
                         return
                 except BlockStoreError as error:
                     self._tell(f"status waits: {error}")
                 await trio.sleep(0.1)
-        self._verdict.violations.append(f"the cluster is not whole after {SETTLE_SECONDS_MAX:.0f} s")
+        self._violate(f"the cluster is not whole after {SETTLE_SECONDS_MAX:.0f} s")
+
+    def _violate(self, text: str) -> None:
+        self._verdict.violations.append(text)
+        self._tell(f"   VIOLATION: {text}")
+
+    def _count_violations(self) -> int:
+        histories = sum(len(history.violations) for history in self._histories.values())
+        return histories + len(self._verdict.violations)

@@ -11,13 +11,21 @@ import trio
 from blockstore import aio
 from blockstore.errors import BlockStoreError, NotFound
 from blockstore.ids import KiB, MiB
-from chaos.history import HEAD_BYTES, History
+from chaos.history import HEAD_BYTES, Bounds, History
 
 SIZES = (HEAD_BYTES, 1 * KiB, 4 * KiB, 40 * KiB, 128 * KiB, 300 * KiB, 1 * MiB, 4 * MiB)
-WEIGHTS = (2, 6, 8, 4, 3, 2, 2, 1)
+WEIGHTS = (8, 24, 32, 16, 12, 6, 3, 1)
 """Mostly what rides in the journal, some that goes past it: both ways are under fire all the time."""
 
 OBJECTS_PER_WRITER = 20
+DELETED = 0.08
+"""How often a writer deletes instead."""
+PACE_SECONDS = 0.004
+"""Between two requests of one client: the daemons, not the clients, shall have the processors."""
+
+SNAPSHOTS_KEPT = 8
+"""Past it one of them, drawn, is read and deleted while faults go on."""
+READ_IN_SNAPSHOT = 0.15
 
 
 @dataclass(slots=True)
@@ -45,8 +53,10 @@ class Workload:
     def __init__(self, bucket: aio.Bucket, history: History, gaps: Gaps, seed: int, n_writers: int) -> None:
         self._bucket, self._history, self.gaps = bucket, history, gaps
         self._seed, self._n_writers = seed, n_writers
+        self._rng = random.Random(f"{seed} snapshots")
         self._stopping = False
-        self.snapshots: dict[str, dict[str, tuple[int, int]]] = {}
+        self._snapshots: dict[str, Bounds] = {}
+        self.n_snapshots = 0
 
     def stop(self) -> None:
         """Each client finishes what it is at."""
@@ -63,58 +73,90 @@ class Workload:
         history = self._history
         while not self._stopping:
             name = f"writer-{number}/object-{rng.randrange(OBJECTS_PER_WRITER)}"
-            version, data = history.ask(name, rng.choices(SIZES, WEIGHTS)[0])
+            size = rng.choices(SIZES, WEIGHTS)[0]
+            is_deletion = rng.random() < DELETED and history.is_there(name)
+            version, data = (history.ask_deletion(name), b"") if is_deletion else history.ask(name, size)
             try:
-                await self._bucket.put(name, data)
+                if is_deletion:
+                    await self._bucket.delete(name)
+                else:
+                    await self._bucket.put(name, data)
             except BlockStoreError as error:
                 history.fail(name, version, repr(error))
             else:
                 history.acknowledge(name, version)
                 self.gaps.acknowledged()
+            await trio.sleep(PACE_SECONDS)
 
     async def _read(self, number: int) -> None:
         rng = random.Random(f"{self._seed} reader {number}")
         while not self._stopping:
             names = sorted(self._history.registers)
-            if names:
+            if names and self._snapshots and rng.random() < READ_IN_SNAPSHOT:
+                await self._check_in_snapshot(rng.choice(sorted(self._snapshots)), [rng.choice(names)])
+            elif names:
                 await self._check(rng.choice(names))
-            else:
-                await trio.lowlevel.checkpoint()
+            await trio.sleep(PACE_SECONDS)
 
     async def _check(self, name: str) -> None:
         floor = self._history.floor(name)
         try:
             data = await self._bucket.get(name)
         except NotFound:
-            self._history.check(name, floor, None)
+            data = None
         except BlockStoreError as error:
             self._history.violations.append(f"reading {name} failed: {error!r}")
-        else:
-            self._history.check(name, floor, data)
+            return
+        self._history.check(name, floor, data)
 
     async def snapshot(self, name: str) -> None:
         """Take one, and note between which versions each object must be in it."""
-        floors = {key: register.acknowledged for key, register in self._history.registers.items()}
+        before = self._history.bounds_before()
         try:
             await self._bucket.snapshot(name)
         except BlockStoreError as error:
             self._history.violations.append(f"snapshot {name} failed: {error!r}")
             return
-        ceilings = {key: register.asked for key, register in self._history.registers.items()}
-        self.snapshots[name] = {key: (floors.get(key, 0), ceiling) for key, ceiling in ceilings.items()}
+        self._snapshots[name] = self._history.bounds(before)
+        self.n_snapshots += 1
+        if len(self._snapshots) > SNAPSHOTS_KEPT:
+            await self._retire(self._rng.choice(sorted(self._snapshots)))
+
+    async def _retire(self, snapshot: str) -> None:
+        await self._check_in_snapshot(snapshot, sorted(self._history.registers))
+        self._snapshots.pop(snapshot, None)  # before it is deleted: from now on nobody may ask for it
+        try:
+            await self._bucket.delete_snapshot(snapshot)
+        except BlockStoreError as error:
+            self._history.violations.append(f"deleting snapshot {snapshot} failed: {error!r}")
+
+    async def _check_in_snapshot(self, snapshot: str, names: list[str]) -> None:
+        try:
+            view = await self._bucket.at(snapshot)
+        except BlockStoreError as error:
+            if snapshot in self._snapshots:
+                self._history.violations.append(f"opening snapshot {snapshot} failed: {error!r}")
+            return
+        for name in names:
+            try:
+                data = await view.get(name)
+            except NotFound:
+                data = None
+            except BlockStoreError as error:
+                self._history.violations.append(f"reading {name}@{snapshot} failed: {error!r}")
+                continue
+            bounds = self._snapshots.get(snapshot)
+            if bounds is not None:  # else it was given up meanwhile
+                self._history.check_snapshot(snapshot, name, bounds, data)
 
     async def verify(self) -> None:
-        """After all faults: every object of the head and of every snapshot."""
-        for name in sorted(self._history.registers):
+        """After all faults: every object of the head and of every snapshot, and the names."""
+        names = sorted(self._history.registers)
+        for name in names:
             await self._check(name)
-        for snapshot, bounds in self.snapshots.items():
-            view = await self._bucket.at(snapshot)
-            for name, (floor, ceiling) in sorted(bounds.items()):
-                try:
-                    data = await view.get(name)
-                except NotFound:
-                    self._history.check(name, floor, None, ceiling)
-                except BlockStoreError as error:
-                    self._history.violations.append(f"reading {name}@{snapshot} failed: {error!r}")
-                else:
-                    self._history.check(name, floor, data, ceiling)
+        try:
+            self._history.check_listing([entry.name async for entry in self._bucket.list()])
+        except BlockStoreError as error:
+            self._history.violations.append(f"listing failed: {error!r}")
+        for snapshot in sorted(self._snapshots):
+            await self._check_in_snapshot(snapshot, names)

@@ -54,6 +54,8 @@ class LocalNode:
     node: NodeId
     directory: Path
     address: str  # host:port
+    wrapper: tuple[str, ...] = ()
+    """A command that puts the daemon somewhere (a network namespace) and then becomes it: one process."""
     process: subprocess.Popen[bytes] | None = None
     frozen: bool = False
     ready: bool = field(default=False, repr=False)
@@ -79,7 +81,7 @@ class LocalNode:
         command = [sys.executable, "-m", "blockstore_cli.main", "node", "start", str(self.directory)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--ready-json", "--until-stdin-ends"],
+                [*self.wrapper, *command, "--ready-json", "--until-stdin-ends"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
             )  # fmt: skip
 

@@ -107,10 +107,12 @@ class NodeDirectory:
 
 
 def host_id() -> str:
-    """The same for every process of this running system, and for no other: who shares it shares Unix
-    sockets."""
+    """The same for every process of this running system and its network namespace, and for no other: who
+    shares it shares Unix sockets. Containers of one system are so many hosts to us: what is cut off for TCP
+    must not be reached by another way, and their file systems differ anyway."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/net').st_ino}"
     except OSError:
         return ""
 
