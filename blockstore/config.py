@@ -164,8 +164,14 @@ VALUE_CACHE_BYTES = 128 * MiB
 CHECKPOINT_JOURNAL_BYTES = 256 * MiB
 """Journal written since the last checkpoint that starts a new one: replaying it takes about a second."""
 
+CHECKPOINT_JOURNAL_RECORDS = 300_000
+"""The same in records: small ones take their time too."""
+
 SESSION_RESULTS_MAX = 1_024
 """Requests of one client session under way at an owner; more are answered Busy."""
+
+SESSION_CHUNKS_OPEN_MAX = 1_024
+"""Chunks granted to one client session and not finished: it uses four, and loses a few more by accidents."""
 
 SESSION_UNSETTLED_MAX = 65_536
 """Results that a session has not settled: that one request of thousands is slow is fine, never settling is

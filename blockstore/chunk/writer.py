@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from blockstore.codec.fragment_file import RECORDS_MAX, n_pieces
 from blockstore.codec.messages import FragmentSpec, Placement
 from blockstore.config import MEMBER_LATE_SECONDS
 from blockstore.errors import FragmentFull, ProtocolViolation
@@ -20,7 +21,7 @@ class ChunkWriter:
     """`capacity` is the number of bytes that one fragment may hold."""
 
     __slots__ = (
-        "_acked", "_sent", "acknowledged", "broken", "capacity", "chunk", "epoch", "members",
+        "_acked", "_n_records", "_sent", "acknowledged", "broken", "capacity", "chunk", "epoch", "members",
         "placement", "reserved", "token",
     )  # fmt: skip
 
@@ -37,6 +38,7 @@ class ChunkWriter:
         self.reserved = 0
         self.acknowledged = 0
         self.broken = False
+        self._n_records = 0  # in each fragment's log, which small appends fill before its data is full
         self._acked: dict[int, int] = {shard_index: 0 for shard_index, _ in self.members}
         self._sent: deque[tuple[int, float]] = deque()  # (end, when) of what is not acknowledged, in order
 
@@ -46,8 +48,10 @@ class ChunkWriter:
         assert not self.broken
         assert fragment_bytes > 0
         offset = self.reserved
-        if offset + fragment_bytes > self.capacity:
+        n_records = self._n_records + n_pieces(offset, fragment_bytes)
+        if offset + fragment_bytes > self.capacity or n_records > RECORDS_MAX:
             raise FragmentFull
+        self._n_records = n_records
         self.reserved = offset + fragment_bytes
         self._sent.append((self.reserved, now))
         return offset

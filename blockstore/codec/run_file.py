@@ -17,7 +17,7 @@ Run: a sequence of blocks, each
 A version is the MessagePack array of `StoredVersion`; a key that is gone altogether has neither newest nor
 older. The head has the same frame with magic "BSH1" and one block. The root is MessagePack inside a record
 of control, which has its own checksums. A later run overrides what an earlier one says of a key. Little
-endian. """
+endian."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ class StoredChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     length: int  # of each fragment; -1 while open
     live_bytes: int
     committed: int  # of each fragment: the end of what was ever referred to
+    named: int = 0  # of each fragment: how many bytes Puts have named, whatever became of the Puts
 
 
 class RunInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -68,13 +68,11 @@ class Checkpoints:
 
     def __init__(self, root: Root | None, runs: tuple[RunInfo, ...]) -> None:
         self.root, self.runs = root, runs
+        self._doubtful: frozenset[ChunkId] = frozenset()
 
     def needed_chunks(self) -> frozenset[ChunkId]:
-        """Chunks that the present checkpoint is made of."""
-        extents = [extent for run in self.runs for extent in run.extents]
-        if self.root is not None:
-            extents += self.root.extents
-        return frozenset(extent.chunk for extent in extents)
+        """Chunks that the present checkpoint is made of, or one that may be the present one."""
+        return _chunks_of(self.root, self.runs) | self._doubtful
 
     def begin(
         self, state: VolumeState, journal_chunk: ChunkId, journal_offset: int, small: int = SMALL_MAP_KEYS
@@ -100,12 +98,26 @@ class Checkpoints:
             draft.head.journal_chunk, draft.head.journal_offset,
         )  # fmt: skip
 
+    def on_committing(self, root: Root, runs: tuple[RunInfo, ...]) -> None:
+        """From here until a commit is known to have succeeded, this root may be the one that control names,
+        also when the commit seems to have failed."""
+        self._doubtful |= _chunks_of(root, runs)
+
     def on_committed(self, root: Root, runs: tuple[RunInfo, ...]) -> None:
+        """A commit compares the record's revision, so none that was tried before can succeed any more."""
         self.root, self.runs = root, runs
+        self._doubtful = frozenset()
 
     def on_failed(self, state: VolumeState, draft: Draft) -> None:
         """Its keys count as changed again."""
         state.map.unfreeze(draft.frozen)
+
+
+def _chunks_of(root: Root | None, runs: tuple[RunInfo, ...]) -> frozenset[ChunkId]:
+    extents = [extent for run in runs for extent in run.extents]
+    if root is not None:
+        extents += root.extents
+    return frozenset(extent.chunk for extent in extents)
 
 
 def journal_from(journal: tuple[JournalChunk, ...], first: ChunkId) -> tuple[JournalChunk, ...]:

@@ -34,7 +34,9 @@ class Checkpointer:
         root: Root | None,
         runs: tuple[RunInfo, ...],
     ) -> None:
-        self.covered_bytes = 0  # of this owner's journal
+        self.covered_bytes = self.covered_records = 0  # of this owner's journal; what it replayed is below 0
+        self.is_writing = False
+        """Chunks of runs are being filled that nothing names yet: they must not be taken for garbage."""
         self._world = world
         self._control_record = control_record
         self._state = state
@@ -44,15 +46,26 @@ class Checkpointer:
     def needed_chunks(self) -> frozenset[ChunkId]:
         return self._core.needed_chunks()
 
-    async def write(self, journal_chunk: ChunkId, journal_offset: int, written_bytes: int) -> None:
+    async def write(
+        self, journal_chunk: ChunkId, journal_offset: int, written_bytes: int, written_records: int
+    ) -> None:
         """Write and commit a checkpoint of the state as it is at this call, with the journal applied up to
-        there."""
+        there; `written_…` say how much of this owner's journal that is."""
+        self.is_writing = True
+        try:
+            await self._write_all(journal_chunk, journal_offset)
+        finally:
+            self.is_writing = False
+        self.covered_bytes, self.covered_records = written_bytes, written_records
+
+    async def _write_all(self, journal_chunk: ChunkId, journal_offset: int) -> None:
         started = self._world.clock.now()
         core, state = self._core, self._state
         draft = core.begin(state, journal_chunk, journal_offset)
         try:
             runs = core.runs_with(draft, await self._write_run(draft))
             root = core.root_of(draft, await self._write(core.encode_head(draft, runs)))
+            core.on_committing(root, runs)
             await self._control_record.change(
                 root=encode_root(root), journal=lambda journal: journal_from(journal, journal_chunk)
             )
@@ -60,7 +73,6 @@ class Checkpointer:
             core.on_failed(state, draft)
             raise
         core.on_committed(root, runs)
-        self.covered_bytes = written_bytes
         log.info(
             "checkpoint volume=%d sequence=%d keys=%d whole=%d seconds=%.3f",
             state.volume, root.sequence, runs[-1].n_keys, draft.whole, self._world.clock.now() - started,

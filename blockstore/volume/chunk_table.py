@@ -1,21 +1,26 @@
 """Which chunks does the volume have, where are they, and how many of their bytes does anything still refer
 to?
 
-Invariants: an extent may be committed only into a chunk that is in the table, below its seal; a chunk
-leaves the table only when it is sealed and nothing refers to it (DESIGN invariant 9: the owner alone says
-what is garbage)."""
+Invariants: an extent may be committed only into a chunk that is in the table, below its seal; a chunk is
+never sealed below what was committed in it, and leaves the table only when it is sealed, nothing refers to
+it, and nobody can still commit a reference into it (DESIGN invariant 9: the owner alone says what is
+garbage)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from blockstore.codec.messages import Extent, Placement
 from blockstore.codec.run_file import StoredChunk
-from blockstore.errors import InvalidRequest
+from blockstore.errors import InvalidRequest, Unavailable
 from blockstore.ids import ChunkId, SessionId
 
 OPEN = -1
+DATA = "data"
+DROPPED_REMEMBERED = 100_000
+"""Chunks whose fragments are to be deleted: 6 TiB. What is forgotten beyond them stays on its disks."""
 
 
 @dataclass(slots=True)
@@ -27,17 +32,32 @@ class ChunkEntry:
     length: int = OPEN  # of each fragment, once sealed
     live_bytes: int = 0
     committed: int = 0  # of each fragment: the end of what was ever referred to; it is never sealed below
+    named: int = 0  # of each fragment: how many bytes Puts have named, whatever became of the Puts
+
+    @property
+    def is_all_named(self) -> bool:
+        """Every byte has had its Put: no reference will come any more that is not there already."""
+        return self.named >= self.length
 
 
 class ChunkTable:
     def __init__(self) -> None:
         self._chunks: dict[ChunkId, ChunkEntry] = {}
+        self._open: dict[ChunkId, ChunkEntry] = {}
+        self._dropped: deque[tuple[ChunkId, Placement]] = deque(maxlen=DROPPED_REMEMBERED)
 
     def find(self, chunk: ChunkId) -> ChunkEntry | None:
         return self._chunks.get(chunk)
 
     def placements_of(self, extents: Iterable[Extent]) -> dict[ChunkId, Placement]:
-        return {extent.chunk: self._chunks[extent.chunk].placement for extent in extents}
+        """Raise Unavailable when a chunk is gone: what referred to it was replaced meanwhile."""
+        found: dict[ChunkId, Placement] = {}
+        for extent in extents:
+            entry = self._chunks.get(extent.chunk)
+            if entry is None:
+                raise Unavailable("The value was replaced while it was being read; read it again.")
+            found[extent.chunk] = entry.placement
+        return found
 
     def check_granted(self, extents: Iterable[Extent], session: SessionId) -> None:
         """InvalidRequest for an extent outside of what this session was granted: into a journal or a run, or
@@ -46,7 +66,7 @@ class ChunkTable:
             entry = self._chunks.get(extent.chunk)
             if entry is None:
                 continue  # of an epoch whose grants are lost: `may_refer` judges that
-            if entry.session != session or entry.purpose != "data":
+            if entry.session != session or entry.purpose != DATA:
                 raise InvalidRequest(f"Chunk {extent.chunk} was not granted to this session.")
             if extent.length > entry.placement.k * extent.unit:
                 raise InvalidRequest(f"An extent of {extent.length} bytes does not fit its stripe.")
@@ -64,15 +84,36 @@ class ChunkTable:
         return True
 
     def open_chunk(self, chunk: ChunkId, entry: ChunkEntry) -> None:
-        self._chunks.setdefault(chunk, entry)
+        if chunk not in self._chunks:
+            self._chunks[chunk] = entry
+            if entry.length == OPEN:
+                self._open[chunk] = entry
 
     def seal(self, chunk: ChunkId, length: int) -> None:
-        entry = self._chunks.get(chunk)
-        if entry is not None and entry.length == OPEN:
-            entry.length = length
+        """`length` may be an older truth than a reference that was committed since: that one stands."""
+        entry = self._open.pop(chunk, None)
+        if entry is not None:
+            entry.length = max(length, entry.committed)
 
     def drop(self, chunk: ChunkId) -> None:
-        self._chunks.pop(chunk, None)
+        self._open.pop(chunk, None)
+        entry = self._chunks.pop(chunk, None)
+        if entry is not None:
+            self._dropped.append((chunk, entry.placement))
+
+    def take_dropped(self) -> list[tuple[ChunkId, Placement]]:
+        """Those dropped since the last call: their fragments are to be deleted. After a replay, those that
+        it dropped again: whoever dropped them may have died before the members heard of it."""
+        dropped = list(self._dropped)
+        self._dropped.clear()
+        return dropped
+
+    def note_named(self, extents: Iterable[Extent]) -> None:
+        """A Put names these extents; it will be carried out or refused, and no other Put names them."""
+        for extent in extents:
+            entry = self._chunks.get(extent.chunk)
+            if entry is not None:
+                entry.named += extent.unit
 
     def add_live(self, extents: Iterable[Extent]) -> None:
         for extent in extents:
@@ -87,18 +128,26 @@ class ChunkTable:
                 entry.live_bytes -= extent.length
 
     def open_chunks(self, purpose: str | None = None) -> list[tuple[ChunkId, ChunkEntry]]:
-        return [
-            (chunk, entry)
-            for chunk, entry in self._chunks.items()
-            if entry.length == OPEN and purpose in (None, entry.purpose)
-        ]
+        return [(chunk, entry) for chunk, entry in self._open.items() if purpose in (None, entry.purpose)]
 
-    def dead_chunks(self, needed: frozenset[ChunkId]) -> list[tuple[ChunkId, ChunkEntry]]:
-        """Sealed, nothing refers to them, and not among `needed` (journal and checkpoint)."""
+    def n_open(self, session: SessionId) -> int:
+        """How many open chunks the session has."""
+        return sum(entry.session == session for entry in self._open.values())
+
+    def dead_chunks(
+        self, needed: frozenset[ChunkId], is_gone: Callable[[SessionId], bool] = lambda _: False
+    ) -> list[tuple[ChunkId, ChunkEntry]]:
+        """Sealed, nothing refers to them, and not among `needed` (journal, checkpoint, and what requests
+        under way refer to). A large value is committed when all of it is written, long after its first
+        chunks were full: so a client's chunk is dead only when every byte has had its Put, or the client
+        `is_gone`."""
         return [
             (chunk, entry)
             for chunk, entry in self._chunks.items()
-            if entry.length != OPEN and entry.live_bytes <= 0 and chunk not in needed
+            if entry.live_bytes <= 0
+            and entry.length != OPEN
+            and chunk not in needed
+            and (entry.purpose != DATA or entry.is_all_named or is_gone(entry.session))
         ]
 
     def __len__(self) -> int:
@@ -108,7 +157,7 @@ class ChunkTable:
         """Numbers for `VolumeInfo`."""
         return {
             "chunks": len(self._chunks),
-            "chunks_open": sum(entry.length == OPEN for entry in self._chunks.values()),
+            "chunks_open": len(self._open),
             "live_bytes": sum(max(entry.live_bytes, 0) for entry in self._chunks.values()),
         }
 
@@ -133,13 +182,14 @@ class ChunkTable:
                 entry.length,
                 entry.live_bytes,
                 entry.committed,
+                entry.named,
             )
             for chunk, entry in self._chunks.items()
         )
 
     def load(self, stored: Iterable[StoredChunk]) -> None:
         for item in stored:
-            self._chunks[item.chunk] = ChunkEntry(
+            entry = ChunkEntry(
                 item.placement,
                 item.capacity,
                 item.purpose,
@@ -147,4 +197,6 @@ class ChunkTable:
                 item.length,
                 item.live_bytes,
                 item.committed,
+                item.named,
             )
+            self.open_chunk(item.chunk, entry)

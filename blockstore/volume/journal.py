@@ -27,6 +27,7 @@ from blockstore.codec.journal_record import (
     Batch,
     ChunkOpenedRecord,
     ChunkSealedRecord,
+    DeleteRecord,
     JournalRecord,
     PutRecord,
     build_batch,
@@ -40,6 +41,12 @@ from blockstore.volume.chunk_table import OPEN
 
 BATCH_RECORDS_MAX = 1_000
 """Bounds the time that one batch takes to encode and to apply: some 5 ms."""
+
+
+RECORD_BYTES = 256
+"""What a record costs besides the bytes that its client chose: the objects it is made of, while it waits."""
+EXTENT_BYTES = 64
+"""An extent in a record: 40 to 60 bytes."""
 
 
 class Phase(Enum):
@@ -92,7 +99,7 @@ class Journal:
         self.phase = Phase.WAITING
         self.is_fenced = False  # a member told that a later owner was there: this journal goes nowhere
         self.waiting_bytes = 0
-        self.written_bytes = 0  # over all chunks: what a checkpoint would save a replay
+        self.written_bytes = self.written_records = 0  # over all chunks: what a replay would have to read
         self.chunk: ChunkId | None = None
         self.writer: ChunkWriter | None = None
         self._batch_bytes_max, self._batches_in_flight = batch_bytes_max, batches_in_flight
@@ -100,7 +107,7 @@ class Journal:
         self._session = session
         self._next_sequence = next_sequence
         self._next_request = 0
-        self._added: deque[tuple[JournalRecord, bytes | memoryview | None, object]] = deque()
+        self._added: deque[tuple[JournalRecord, bytes | memoryview | None, object, int]] = deque()
         self._unplaced: deque[tuple[Batch, tuple[object, ...]]] = deque()
         self._placed: deque[_Placed] = deque()
 
@@ -113,9 +120,9 @@ class Journal:
 
     def add(self, record: JournalRecord, value: bytes | memoryview | None, token: object) -> None:
         """Queue a record; `token` comes back with its batch. The value is copied when the batch is formed."""
-        self._added.append((record, value, token))
-        if value is not None:
-            self.waiting_bytes += len(value)
+        cost = _cost(record, value)
+        self._added.append((record, value, token, cost))
+        self.waiting_bytes += cost
 
     @property
     def is_idle(self) -> bool:
@@ -123,7 +130,7 @@ class Journal:
 
     def referred_chunks(self) -> frozenset[ChunkId]:
         """Those that records refer to which are not applied yet."""
-        waiting = [record for record, _, _ in self._added]
+        waiting = [record for record, *_ in self._added]
         for batch in (*(batch for batch, _ in self._unplaced), *(placed.batch for placed in self._placed)):
             waiting += batch.records
         return frozenset(
@@ -204,13 +211,12 @@ class Journal:
         tokens: list[object] = []
         size = 0
         while self._added and len(entries) < BATCH_RECORDS_MAX:
-            record, value, token = self._added[0]
-            n_bytes = 0 if value is None else len(value)
-            if entries and size + n_bytes > self._batch_bytes_max:
+            record, value, token, cost = self._added[0]
+            if entries and size + cost > self._batch_bytes_max:
                 break
             self._added.popleft()
-            self.waiting_bytes -= n_bytes
-            size += n_bytes
+            self.waiting_bytes -= cost
+            size += cost
             entries.append((record, value))
             tokens.append(token)
         return build_batch(0, entries), tuple(tokens)
@@ -229,6 +235,7 @@ class Journal:
             if placed.offset == 0:
                 self._to_seal.clear()  # the opening batch has said it
             self.written_bytes += placed.batch.length
+            self.written_records += len(placed.batch.records)
             committed.append(Committed(placed.batch, placed.tokens, writer.chunk, placed.offset))
         if self.phase is Phase.DRAINING and not self._placed:
             self._end_chunk()
@@ -247,3 +254,13 @@ class Journal:
         if self.writer is None or self.phase is Phase.WAITING:
             return []
         return self.writer.late(now)
+
+
+def _cost(record: JournalRecord, value: bytes | memoryview | None) -> int:
+    """What it takes in memory while it waits, and at most in its batch."""
+    cost = RECORD_BYTES if value is None else RECORD_BYTES + len(value)
+    if isinstance(record, PutRecord):
+        cost += len(record.key) + len(record.meta) + EXTENT_BYTES * len(record.extents)
+    elif isinstance(record, DeleteRecord):
+        cost += len(record.key)
+    return cost

@@ -16,7 +16,7 @@ from blockstore.chunk.writer import ChunkWriter
 from blockstore.codec.control_record import VolumeRecord
 from blockstore.codec.messages import Appended, AppendFragment
 from blockstore.config import CHUNK_BYTES_MAX, MEMBER_LATE_SECONDS
-from blockstore.errors import BlockStoreError, Unavailable
+from blockstore.errors import BlockStoreError, Busy, FragmentFull, FragmentSealed, StaleEpoch, Unavailable
 from blockstore.ids import DiskId
 from blockstore.placement.policy import Policy
 from blockstore.runtime.interfaces import Answer
@@ -29,6 +29,10 @@ from blockstore.volume.world import World
 log = logging.getLogger("blockstore.volume")
 
 LATE_SWEEP_SECONDS = 0.05
+OVERSLEPT_SECONDS = 0.3
+RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.05, 0.5
+"""Between attempts to open a chunk: too few live members, or control has no leader."""
+NOT_THE_DISKS_FAULT = (StaleEpoch, FragmentSealed, FragmentFull, Busy)
 APPEND_SECONDS = 10 * MEMBER_LATE_SECONDS
 """An append's own deadline; lateness is judged by the sweep long before."""
 
@@ -45,7 +49,6 @@ class JournalShell:
         places: ChunkPlaces,
         core: Journal,
         on_commit: Callable[[Committed], None],
-        on_open: Callable[[], None],
     ) -> None:
         self.core = core
         self._world = world
@@ -54,7 +57,6 @@ class JournalShell:
         self._policy = policy
         self._places = places
         self._on_commit = on_commit
-        self._on_open = on_open
         self._pump_task: trio.lowlevel.Task | None = None
         self._pump_due = False
         self._switch_due = trio.Event()
@@ -103,8 +105,8 @@ class JournalShell:
             message = AppendFragment(disk, append.chunk, append.chunk.epoch, append.offset, append.crc, spec)
             address = self._world.nodes.address_of_disk(disk)
             if address is None:
-                self._member_failed(
-                    writer, shard_index, disk, Unavailable(f"disk {disk} is on no known node")
+                self._members_failed(
+                    writer, [(shard_index, disk)], Unavailable(f"disk {disk} is on no known node")
                 )
                 return  # the chunk has ended by that; the batch goes into the next
             self._world.network.lane(address).post(
@@ -119,7 +121,7 @@ class JournalShell:
     ) -> Callable[[Answer | BlockStoreError], None]:
         def on_answer(outcome: Answer | BlockStoreError) -> None:
             if isinstance(outcome, BlockStoreError):
-                self._member_failed(writer, shard_index, disk, outcome)
+                self._members_failed(writer, [(shard_index, disk)], outcome)
                 return
             outcome.payload.release()
             assert isinstance(outcome.message, Appended)
@@ -129,31 +131,40 @@ class JournalShell:
 
         return on_answer
 
-    def _member_failed(
-        self, writer: ChunkWriter, shard_index: int, disk: DiskId, why: BlockStoreError
+    def _members_failed(
+        self, writer: ChunkWriter, failed: list[tuple[int, DiskId]], why: BlockStoreError
     ) -> None:
-        if not self.core.on_failure(writer, shard_index, why):
+        """End the chunk. Its successor avoids the failed disks, unless it is not their fault, or all of them
+        at once are late: that is load, or our own link."""
+        if not failed or not self.core.on_failure(writer, failed[0][0], why):
             return
-        log.info("journal_member_failed volume=%d disk=%d why=%s", self._record.volume, disk, why)
-        if not self.core.is_fenced:
-            self._places.avoid(disk, self._world.clock.now())
+        disks = [disk for _, disk in failed]
+        log.info("journal_member_failed volume=%d disks=%s why=%s", self._record.volume, disks, why)
+        if not isinstance(why, NOT_THE_DISKS_FAULT) and (len(disks) < len(writer.members) or len(disks) == 1):
+            for disk in disks:
+                self._places.avoid(disk, self._world.clock.now())
         seal_members(
             self._world, writer.chunk, writer.placement.disks, self._record.epoch, writer.acknowledged
         )
         self._switch_due.set()
 
     async def _watch_members(self) -> None:
+        clock = self._world.clock
         while True:
+            before = clock.now()
             await trio.sleep(LATE_SWEEP_SECONDS)
+            now = clock.now()
             writer = self.core.writer
-            for shard_index, disk in self.core.late_members(self._world.clock.now()):
-                assert writer is not None
-                self._member_failed(writer, shard_index, disk, Unavailable("its acknowledgement is late"))
+            if writer is None or now - before > OVERSLEPT_SECONDS:
+                continue  # this process stood still: acknowledgements may be waiting to be read
+            late = self.core.late_members(now)
+            self._members_failed(writer, late, Unavailable("its acknowledgement is late"))
 
     # --- chunks
 
     async def _switch(self) -> None:
         """Whenever the journal waits for a chunk: name one in control, then go on in it."""
+        pause, said = RETRY_SECONDS_MIN, ""
         while True:
             await self._switch_due.wait()
             self._switch_due = trio.Event()
@@ -164,11 +175,14 @@ class JournalShell:
             try:
                 await self._open_chunk()
             except BlockStoreError as error:
-                log.warning("journal_chunk_not_opened volume=%d why=%s", self._record.volume, error)
-                await trio.sleep(LATE_SWEEP_SECONDS)
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("journal_chunk_not_opened volume=%d why=%s", self._record.volume, error)
+                await trio.sleep(pause)
+                pause = min(2 * pause, RETRY_SECONDS_MAX)
                 self._switch_due.set()
                 continue
-            self._on_open()
+            pause, said = RETRY_SECONDS_MIN, ""
             self.wake()
 
     async def _open_chunk(self) -> None:

@@ -25,6 +25,7 @@ from blockstore.codec.run_file import Result
 from blockstore.config import (
     CHUNK_BYTES_MAX,
     OWNER_QUEUE_BYTES_MAX,
+    SESSION_CHUNKS_OPEN_MAX,
     SESSION_IDLE_SECONDS,
     SESSION_RESULTS_MAX,
     SESSION_UNSETTLED_MAX,
@@ -33,11 +34,14 @@ from blockstore.errors import BlockStoreError, Busy, InvalidRequest
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId
 from blockstore.placement.policy import Policy
 from blockstore.volume.chunk_places import ChunkPlaces
+from blockstore.volume.chunk_table import DATA
 from blockstore.volume.journal import Committed, Journal
 from blockstore.volume.state import VolumeState
 
 OnResult = Callable[[Result | BlockStoreError], None]
-DATA, RUN = "data", "run"
+RUN = "run"
+DROPS_MAX = 2_000
+"""Chunks dropped in one round: 120 GiB. Of a snapshot's end nothing need be felt."""
 
 
 class Ended(NamedTuple):
@@ -46,13 +50,6 @@ class Ended(NamedTuple):
     chunk: ChunkId
     disks: tuple[DiskId, ...]
     length: int
-
-
-class Dropped(NamedTuple):
-    """A chunk whose fragments may be deleted once the record that says so is durable."""
-
-    chunk: ChunkId
-    disks: tuple[DiskId, ...]
 
 
 class Owner:
@@ -76,6 +73,10 @@ class Owner:
         self._pending: dict[RequestId, list[OnResult]] = {}
         self._in_flight: Counter[SessionId] = Counter()
         self._heard: dict[SessionId, float] = {}
+        self._since: float | None = None  # when this owner first looked who is idle
+        self._ending: set[ChunkId] = set()  # their ends are on their way through the journal
+        self._dropping: set[ChunkId] = set()  # and the ends of these
+        self._ended: list[Ended] = []
         self._to_purge: deque[bytes] = deque()
         journal.add(EpochRecord(epoch, wall), None, None)
 
@@ -150,15 +151,13 @@ class Owner:
 
     # --- chunks
 
-    def finish_granted(self, session: SessionId, finished: Iterable[tuple[ChunkId, int]]) -> list[Ended]:
+    def finish_granted(self, session: SessionId, finished: Iterable[tuple[ChunkId, int]]) -> None:
         """A session says where chunks end that it appends to no more. Only its own, and nothing that is
         referred to: what a client says must never cut a journal."""
-        ended: list[Ended] = []
         for chunk, length in finished:
             entry = self.state.chunks.find(chunk)
             if entry is not None and entry.session == session and length >= entry.committed:
-                ended += self._end(chunk, length)
-        return ended
+                self._end(chunk, length)
 
     def opening(
         self,
@@ -171,30 +170,51 @@ class Owner:
         avoid: Collection[DiskId],
         now: float,
     ) -> ChunkOpenedRecord:
-        """The record that opens a chunk for the request's session. Raise QuorumLost."""
+        """The record that opens a chunk for the request's session. Raise QuorumLost or Busy."""
+        if self.state.chunks.n_open(request.session) >= SESSION_CHUNKS_OPEN_MAX:
+            raise Busy("the session has too many open chunks")
         placement = self.places.choose(policy, groups, live, frozenset(), now, avoid)
         capacity = self._chunk_bytes // policy.k
         return ChunkOpenedRecord(request, settled, self.places.next_chunk(), placement, capacity, purpose)
 
-    def _end(self, chunk: ChunkId, length: int) -> list[Ended]:
-        """Nobody appends to it any more: fix its length, in the journal and at its members."""
+    def _end(self, chunk: ChunkId, length: int) -> None:
+        """Nobody appends to it any more: fix its length, in the journal and then at its members. Not before:
+        a put that waits in the journal may refer to more of it than is known here."""
         entry = self.state.chunks.find(chunk)
-        if entry is None or entry.length >= 0 or not 0 <= length <= entry.capacity:
-            return []
-        self.journal.add(ChunkSealedRecord(chunk, length), None, None)
-        return [Ended(chunk, entry.placement.disks, length)]
+        if entry is None or entry.length >= 0 or not 0 <= length <= entry.capacity or chunk in self._ending:
+            return
+
+        def on_result(result: Result | BlockStoreError) -> None:
+            self._ending.discard(chunk)
+            if not isinstance(result, BlockStoreError):
+                self._ended.append(Ended(chunk, entry.placement.disks, entry.length))
+
+        self._ending.add(chunk)
+        self.submit(self.journal.own_request(), ChunkSealedRecord(chunk, length), None, on_result)
+
+    def take_ended(self) -> list[Ended]:
+        """Chunks whose end has become durable since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
 
     # --- tidying
 
-    def end_idle_grants(self, now: float) -> list[Ended]:
-        heard, idle = self._heard, self._idle_seconds
-        ended: list[Ended] = []
+    def end_idle_grants(self, now: float) -> None:
+        is_gone = self._gone_by(now)
         for chunk, entry in self.state.chunks.open_chunks(DATA):
-            if now - heard.setdefault(entry.session, now) > idle:
+            if is_gone(entry.session):
                 # What lies behind the last reference was never acknowledged to anybody.
-                ended += self._end(chunk, entry.committed)
-        self._heard = {session: when for session, when in heard.items() if now - when <= idle}
-        return ended
+                self._end(chunk, entry.committed)
+        self._heard = {
+            session: when for session, when in self._heard.items() if now - when <= self._idle_seconds
+        }
+
+    def _gone_by(self, now: float) -> Callable[[SessionId], bool]:
+        """Whether a session is idle for so long that it has lost its grants. One that this owner never heard
+        of had an earlier owner, and is given as long again. One with a request under way is there."""
+        since = self._since = now if self._since is None else self._since
+        heard, in_flight, idle = self._heard, self._in_flight, self._idle_seconds
+        return lambda session: session not in in_flight and now - heard.get(session, since) > idle
 
     def purge_some(self, n_keys: int) -> bool:
         """Drop history that no snapshot sees, of so many keys. False: there is none left to look at."""
@@ -207,9 +227,16 @@ class Owner:
         state.purge([self._to_purge.popleft() for _ in range(min(n_keys, len(self._to_purge)))])
         return True
 
-    def drop_dead(self, needed: frozenset[ChunkId], on_dropped: Callable[[Dropped], OnResult]) -> None:
-        """Drop what nothing refers to, is about to, or needs (`needed`: journal and checkpoint)."""
-        for chunk, entry in self.state.chunks.dead_chunks(needed | self.journal.referred_chunks()):
-            request = self.journal.own_request()
-            dropped = Dropped(chunk, entry.placement.disks)
-            self.submit(request, ChunkDroppedRecord(chunk), None, on_dropped(dropped))
+    def drop_dead(self, needed: frozenset[ChunkId], now: float, *, runs_too: bool = True) -> None:
+        """Drop what nothing refers to, is about to, or needs (`needed`: journal and checkpoint). `runs_too`:
+        no checkpoint is being written, so a run's chunk that is not needed is not about to be."""
+        dropping = self._dropping
+        dead = self.state.chunks.dead_chunks(needed | self.journal.referred_chunks(), self._gone_by(now))
+        for chunk, entry in dead[:DROPS_MAX]:
+            if chunk not in dropping and (runs_too or entry.purpose != RUN):
+                dropping.add(chunk)
+                request = self.journal.own_request()
+                self.submit(request, ChunkDroppedRecord(chunk), None, self._on_dropped(chunk))
+
+    def _on_dropped(self, chunk: ChunkId) -> OnResult:
+        return lambda _: self._dropping.discard(chunk)

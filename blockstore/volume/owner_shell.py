@@ -43,14 +43,17 @@ from blockstore.codec.messages import (
 )
 from blockstore.codec.run_file import Result
 from blockstore.config import (
-    ATTEMPT_SECONDS,
     CHECKPOINT_JOURNAL_BYTES,
+    CHECKPOINT_JOURNAL_RECORDS,
+    OWNER_QUEUE_BYTES_MAX,
     VALUE_CACHE_BYTES,
 )
 from blockstore.errors import (
     BlockStoreError,
     Busy,
+    NotFound,
     NotOwner,
+    StaleEpoch,
     Unavailable,
     from_wire,
 )
@@ -60,9 +63,11 @@ from blockstore.runtime.interfaces import Answer, IncomingCall
 from blockstore.runtime.roles import check_role
 from blockstore.volume.checkpoint_shell import Checkpointer
 from blockstore.volume.chunk_places import ChunkPlaces
+from blockstore.volume.chunk_table import DATA
+from blockstore.volume.garbage import Garbage
 from blockstore.volume.journal import Journal
 from blockstore.volume.journal_shell import JournalShell
-from blockstore.volume.owner import DATA, RUN, Dropped, Ended, OnResult, Owner
+from blockstore.volume.owner import RUN, OnResult, Owner
 from blockstore.volume.read_shell import ReadShell
 from blockstore.volume.record_shell import Deposed, RecordShell
 from blockstore.volume.requests import WRITES, check_read, to_record
@@ -75,7 +80,11 @@ log = logging.getLogger("blockstore.volume")
 WAITING_CALLS_MAX = 2_000
 """Calls that wait for the takeover to end; a second's worth of many clients."""
 CHECKPOINT_LOOK_SECONDS = 0.5
+CHECKPOINT_RETRY_SECONDS = 10.0
+"""After one that failed: it wrote its run for nothing, and would again."""
 TIDY_SECONDS = 2.0
+DELETE_SECONDS = 10.0
+"""One attempt at deleting a fragment: nobody waits for it."""
 PURGE_KEYS = 2_000
 """Keys whose history is examined between two checkpoints of the loop: some 5 ms."""
 WRITERS = ("admin", "node", "write")
@@ -90,8 +99,10 @@ class VolumeOwner:
         self._policy = Policy.parse(record.policy)
         self._cache = ValueCache(VALUE_CACHE_BYTES)
         self._waiting: list[tuple[IncomingCall, VolumeCall]] = []
+        self._waiting_bytes = 0
         self._serving = False
         self._core: Owner | None = None
+        self._garbage = Garbage()
 
     def _fork_rng(self) -> random.Random:
         return random.Random(self._world.rng.getrandbits(64))
@@ -117,14 +128,17 @@ class VolumeOwner:
                 places,
                 journal,
                 core.apply,
-                self._start_serving,
             )
             writer = DataWriter(world.caller, world.nodes, self._grant_run, self._fork_rng())
             self._checkpointer = Checkpointer(
                 world, self._control_record, taken.state, writer, taken.root, taken.runs
             )
+            self._checkpointer.covered_bytes = -taken.replayed_bytes
+            self._checkpointer.covered_records = -taken.replayed_records
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._journal.run)
+                # Reads need no open journal chunk: they go on when there are too few members left for one.
+                self._start_serving()
                 nursery.start_soon(self._checkpoints)
                 nursery.start_soon(self._tidy)
         except* Deposed:
@@ -144,10 +158,8 @@ class VolumeOwner:
             on_result(error)
 
     def _start_serving(self) -> None:
-        if self._serving:
-            return
         self._serving = True
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         for call, message in waiting:
             self.handle(call, message)
 
@@ -155,8 +167,9 @@ class VolumeOwner:
 
     def handle(self, call: IncomingCall, message: VolumeCall) -> None:
         if not self._serving:
-            if len(self._waiting) < WAITING_CALLS_MAX:
+            if len(self._waiting) < WAITING_CALLS_MAX and self._waiting_bytes < OWNER_QUEUE_BYTES_MAX:
                 self._waiting.append((call, message))
+                self._waiting_bytes += len(call.payload)
             else:
                 call.fail(Busy("the volume's new owner has too many calls waiting"))
             return
@@ -272,38 +285,37 @@ class VolumeOwner:
     ) -> ChunkOpenedRecord:
         """The record that opens a chunk for a session, which has finished some others."""
         world, owner = self._world, self._owner
-        self._seal(owner.finish_granted(request.session, finished))
+        owner.finish_granted(request.session, finished)
+        self._journal.wake()
         table = world.control.views.policy(policy.text)
         groups = () if table is None else table.groups
         return owner.opening(
             policy, purpose, request, settled, groups, world.live_disks(), avoid, world.clock.now()
         )
 
-    def _seal(self, ended: list[Ended]) -> None:
-        if ended:
-            self._journal.wake()
-        for chunk, disks, length in ended:
-            seal_members(self._world, chunk, disks, self.record.epoch, length)
-
     # --- background
 
     async def _checkpoints(self) -> None:
         while True:
             await trio.sleep(CHECKPOINT_LOOK_SECONDS)
+            journal, last = self._journal.core, self._checkpointer
             if (
-                self._journal.core.written_bytes - self._checkpointer.covered_bytes
-                >= CHECKPOINT_JOURNAL_BYTES
+                journal.written_bytes - last.covered_bytes >= CHECKPOINT_JOURNAL_BYTES
+                or journal.written_records - last.covered_records >= CHECKPOINT_JOURNAL_RECORDS
             ):
                 try:
                     await self.checkpoint()
                 except BlockStoreError as error:
                     log.warning("checkpoint_failed volume=%d why=%s", self.record.volume, error)
+                    await trio.sleep(CHECKPOINT_RETRY_SECONDS)
 
     async def checkpoint(self) -> None:
         """Write one now, and let the journal begin where it ends."""
-        assert self._owner.applied_to is not None
+        if self._owner.applied_to is None:
+            return  # it has no journal chunk yet
         chunk, offset = self._owner.applied_to
-        await self._checkpointer.write(chunk, offset, self._journal.core.written_bytes)
+        journal = self._journal.core
+        await self._checkpointer.write(chunk, offset, journal.written_bytes, journal.written_records)
 
     async def _tidy(self) -> None:
         """Purge history after a snapshot's end, end idle sessions' chunks, drop chunks that nothing refers
@@ -311,26 +323,44 @@ class VolumeOwner:
         while True:
             await trio.sleep(TIDY_SECONDS)
             if self._serving:
-                while self._owner.purge_some(PURGE_KEYS):
-                    await trio.lowlevel.checkpoint()
-                self._seal(self._owner.end_idle_grants(self._world.clock.now()))
-                journal = self._control_record.current().journal
-                needed = frozenset(one.chunk for one in journal) | self._checkpointer.needed_chunks()
-                self._owner.drop_dead(needed, self._deleter)
-                self._journal.wake()
+                await self._tidy_once()
 
-    def _deleter(self, dropped: Dropped) -> OnResult:
-        def delete(result: Result | BlockStoreError) -> None:
-            if isinstance(result, BlockStoreError):
-                return
-            deadline = self._world.clock.now() + ATTEMPT_SECONDS
-            for disk in dropped.disks:
-                address = self._world.nodes.address_of_disk(disk) if disk else None
-                if address is not None:
-                    message = DeleteFragment(disk, dropped.chunk, self.record.epoch)
-                    self._world.network.lane(address).post(message, (), deadline, _released)
+    async def _tidy_once(self) -> None:
+        owner, checkpointer, now = self._owner, self._checkpointer, self._world.clock.now()
+        while owner.purge_some(PURGE_KEYS):
+            await trio.lowlevel.checkpoint()
+        owner.end_idle_grants(now)
+        journal = self._control_record.current().journal
+        needed = frozenset(one.chunk for one in journal) | checkpointer.needed_chunks()
+        owner.drop_dead(needed, now, runs_too=not checkpointer.is_writing)
+        self._journal.wake()
+        for chunk, disks, length in owner.take_ended():
+            seal_members(self._world, chunk, disks, self.record.epoch, length)
+        for chunk, placement in self._state.chunks.take_dropped():
+            self._garbage.add(chunk, placement.disks)
+        control = self._world.control
+        reachable = [disk.disk for disk in control.views.disks() if control.is_live(disk.node)]
+        for disk, chunk in self._garbage.next(reachable):
+            self._delete(disk, chunk)
 
-        return delete
+    def _delete(self, disk: DiskId, chunk: ChunkId) -> None:
+        garbage = self._garbage
+
+        def on_answer(outcome: Answer | BlockStoreError) -> None:
+            if isinstance(outcome, Answer):
+                outcome.payload.release()
+            if isinstance(outcome, Answer | NotFound | StaleEpoch):  # or it is another owner's to say
+                garbage.on_deleted(disk, chunk)
+            else:
+                garbage.on_failed(disk, chunk)
+
+        address = self._world.nodes.address_of_disk(disk)
+        if address is None:
+            garbage.on_failed(disk, chunk)
+            return
+        message = DeleteFragment(disk, chunk, self.record.epoch)
+        deadline = self._world.clock.now() + DELETE_SECONDS
+        self._world.network.lane(address).post(message, (), deadline, on_answer)
 
     def under_protected(self) -> tuple[int, int]:
         """How many chunks lack members of their group, and how many failures the worst of them survives."""
@@ -363,8 +393,3 @@ def _answer(call: IncomingCall, result: Result | BlockStoreError) -> None:
         call.fail(result)
     else:
         call.answer(result)
-
-
-def _released(outcome: Answer | BlockStoreError) -> None:
-    if isinstance(outcome, Answer):
-        outcome.payload.release()

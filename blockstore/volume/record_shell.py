@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import trio
 
 from blockstore.codec.control_record import JournalChunk, VolumeRecord, encode_record
@@ -50,16 +51,10 @@ class RecordShell:
             while True:
                 revision = self._world.control.views.modified(key)
                 current = self.current()
-                wanted = VolumeRecord(
-                    current.volume,
-                    current.name,
-                    current.kind,
-                    current.policy,
-                    current.epoch,
-                    current.owner,
-                    current.root if root is None else root,
-                    current.journal if journal is None else journal(current.journal),
-                    current.created,
+                wanted = msgspec.structs.replace(
+                    current,
+                    root=current.root if root is None else root,
+                    journal=current.journal if journal is None else journal(current.journal),
                 )
                 self._n_requests += 1
                 try:

@@ -125,16 +125,17 @@ class VolumeState:
         return Granted(record.chunk, record.chunk.epoch, record.placement, record.capacity)
 
     def _put(self, record: PutRecord, sequence: int, chunk: ChunkId, value_offset: int) -> Written:
-        self._check_expected(record.key, record.expected)
         extents = record.extents
+        if not record.inline:
+            self.chunks.check_granted(extents, record.request.session)
+            self.chunks.note_named(extents)
+        self._check_expected(record.key, record.expected)
         if record.inline:
             extents = (
                 (Extent(chunk, value_offset, record.size, record.size, record.crc),) if record.size else ()
             )
-        else:
-            self.chunks.check_granted(extents, record.request.session)
-            if not self.chunks.may_refer(extents, self.epoch):
-                raise StaleEpoch(self.volume, min(extent.chunk.epoch for extent in extents), self.epoch)
+        elif not self.chunks.may_refer(extents, self.epoch):
+            raise StaleEpoch(self.volume, min(extent.chunk.epoch for extent in extents), self.epoch)
         self.chunks.add_live(extents)
         version = StoredVersion(sequence, record.meta, record.size, record.crc, extents)
         self._give_back(self.map.put(record.key, version, self.newest_snapshot))

@@ -142,7 +142,7 @@ class Replay:
     """Applies the journal to a state that has the checkpoint (or nothing), batch after batch."""
 
     def __init__(self, state: VolumeState, journal: JournalList, root: Root | None) -> None:
-        self.n_records = 0
+        self.n_records = self.n_bytes = 0
         self._state = state
         self._left = deque(journal)
         self._position = 0
@@ -192,6 +192,7 @@ class Replay:
             if self.n_records % YIELD_RECORDS == 0:
                 yield
         self._position = position + header.length
+        self.n_bytes += header.length
 
 
 def _has_block(view: memoryview, chunk: ChunkId, position: int) -> bool:

@@ -35,6 +35,8 @@ class Taken:
     root: Root | None
     runs: tuple[RunInfo, ...]
     to_seal: dict[ChunkId, int]
+    replayed_bytes: int
+    replayed_records: int
 
 
 async def take_over(world: World, record: VolumeRecord, control_record: RecordShell) -> Taken:
@@ -58,7 +60,7 @@ async def take_over(world: World, record: VolumeRecord, control_record: RecordSh
         "volume_taken_over volume=%d epoch=%d sequence=%d replayed=%d seconds=%.3f",
         record.volume, record.epoch, state.sequence, replay.n_records, world.clock.now() - started,
     )  # fmt: skip
-    return Taken(state, root, runs, to_seal)
+    return Taken(state, root, runs, to_seal, replay.n_bytes, replay.n_records)
 
 
 # --- fencing

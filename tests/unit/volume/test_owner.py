@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from blockstore.chunk.writer import ChunkWriter
 from blockstore.codec.journal_record import ChunkOpenedRecord, ChunkSealedRecord, DeleteRecord, PutRecord
 from blockstore.codec.messages import ANY, Extent, Failed, Placement, Written
 from blockstore.codec.run_file import Result
-from blockstore.errors import BlockStoreError
+from blockstore.config import SESSION_CHUNKS_OPEN_MAX, SESSION_IDLE_SECONDS
+from blockstore.errors import BlockStoreError, Busy
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
+from blockstore.placement.policy import Policy
 from blockstore.volume.chunk_places import ChunkPlaces
+from blockstore.volume.chunk_table import DATA
 from blockstore.volume.journal import Journal
-from blockstore.volume.owner import DATA, Dropped, OnResult, Owner
+from blockstore.volume.owner import RUN, Ended, Owner
 from blockstore.volume.state import VolumeState
 
 VOLUME = VolumeId(7)
@@ -30,7 +35,7 @@ class Bench:
         self.owner = Owner(self.state, self.journal, places, 1, 0.0, lambda chunk, offset, value: None)
         self.journal.start_chunk(ChunkId(VOLUME, 1, 1), PLACEMENT, 100_000)
         self.results: list[Result | BlockStoreError] = []
-        self.dropped: list[ChunkId] = []
+        self.now = 0.0
         self.n_requests = 0
         self.commit()
 
@@ -69,10 +74,12 @@ class Bench:
         self.owner.submit(request, DeleteRecord(request, 0, key, ANY), None, self.results.append)
 
     def drop_dead(self) -> None:
-        def on_dropped(dropped: Dropped) -> OnResult:
-            return lambda _: self.dropped.append(dropped.chunk)
+        self.owner.drop_dead(frozenset({ChunkId(VOLUME, 1, 1)}), self.now)
 
-        self.owner.drop_dead(frozenset({ChunkId(VOLUME, 1, 1)}), on_dropped)
+    @property
+    def dropped(self) -> list[ChunkId]:
+        """Since the last look."""
+        return [chunk for chunk, _ in self.state.chunks.take_dropped()]
 
 
 def test_a_chunk_that_nothing_refers_to_is_dropped_when_the_record_is_durable() -> None:
@@ -141,4 +148,155 @@ def test_a_request_under_way_is_not_taken_twice_and_both_askers_hear() -> None:
     assert again == [bench.results[-1]]
     assert bench.owner.find_answer(request, 0.0, again.append)  # and when it is done
     assert again[0] == again[1]
+    assert bench.owner.n_pending == 0
+
+
+def test_a_drop_is_asked_for_once_however_long_the_journal_takes() -> None:
+    bench = Bench()
+    chunk = bench.open_data_chunk(2, 10)
+    bench.put(b"key", chunk)
+    bench.delete(b"key")
+    bench.commit()
+    bench.drop_dead()
+    bench.drop_dead()
+    assert bench.owner.n_pending == 1
+
+
+def test_a_large_values_first_chunk_is_kept_until_the_value_is_committed() -> None:
+    bench = Bench()
+    first = bench.open_data_chunk(2, 10)
+    bench.now = 60.0
+    bench.drop_dead()
+    bench.commit()
+    assert not bench.dropped
+    bench.put(b"key", first)
+    bench.commit()
+    assert isinstance(bench.results[-1], Written)
+
+
+def test_what_a_client_wrote_and_never_committed_is_dropped_when_it_is_gone() -> None:
+    bench = Bench()
+    chunk = bench.open_data_chunk(2, 10)
+    bench.drop_dead()
+    bench.now = SESSION_IDLE_SECONDS + 1.0
+    bench.drop_dead()
+    bench.commit()
+    assert bench.dropped == [chunk]
+
+
+def test_extents_of_a_put_that_was_refused_are_garbage_as_well() -> None:
+    bench = Bench()
+    chunk = bench.open_data_chunk(2, 10)
+    request = bench.request()
+    extents = (Extent(chunk, 0, 10, 10, 0),)
+    record = PutRecord(request, 0, b"key", b"m", 10, 0, 12345, False, extents)
+    bench.owner.submit(request, record, None, bench.results.append)
+    bench.commit()
+    assert isinstance(bench.results[-1], Failed)
+    bench.drop_dead()
+    bench.commit()
+    assert bench.dropped == [chunk]
+
+
+def test_a_chunk_of_a_run_is_not_dropped_while_a_checkpoint_is_being_written() -> None:
+    bench = Bench()
+    chunk = ChunkId(VOLUME, 1, 2)
+    request = bench.journal.own_request()
+    record = ChunkOpenedRecord(request, 0, chunk, PLACEMENT, 1_000, RUN)
+    bench.owner.submit(request, record, None, bench.results.append)
+    bench.journal.add(ChunkSealedRecord(chunk, 1_000), None, None)
+    bench.commit()
+    needed = frozenset({ChunkId(VOLUME, 1, 1)})
+    bench.owner.drop_dead(needed, 0.0, runs_too=False)
+    bench.commit()
+    assert not bench.dropped
+    bench.owner.drop_dead(needed, 0.0)
+    bench.commit()
+    assert bench.dropped == [chunk]
+
+
+def grant(bench: Bench, number: int) -> ChunkId:
+    """An open chunk of the client."""
+    chunk, request = ChunkId(VOLUME, 1, number), bench.request()
+    record = ChunkOpenedRecord(request, 0, chunk, PLACEMENT, 1_000, DATA)
+    bench.owner.submit(request, record, None, bench.results.append)
+    bench.commit()
+    return chunk
+
+
+def test_a_finished_chunk_is_told_to_its_members_when_its_end_is_durable() -> None:
+    bench = Bench()
+    chunk = grant(bench, 2)
+    bench.owner.finish_granted(CLIENT, [(chunk, 70)])
+    bench.owner.finish_granted(CLIENT, [(chunk, 70)])
+    assert bench.owner.take_ended() == []
+    bench.commit()
+    assert bench.owner.take_ended() == [Ended(chunk, PLACEMENT.disks, 70)]
+    assert bench.owner.take_ended() == []
+
+
+def test_only_its_own_session_finishes_a_chunk_and_not_below_what_it_committed() -> None:
+    bench = Bench()
+    chunk = grant(bench, 2)
+    bench.put(b"key", chunk, offset=40)
+    bench.commit()
+    bench.owner.finish_granted(SessionId(8), [(chunk, 70)])
+    bench.owner.finish_granted(CLIENT, [(chunk, 40)])
+    bench.owner.finish_granted(CLIENT, [(ChunkId(VOLUME, 1, 1), 70), (ChunkId(VOLUME, 9, 9), 70)])
+    bench.commit()
+    assert bench.owner.take_ended() == []
+    assert bench.state.chunks.open_chunks(DATA)
+
+
+def test_the_end_of_an_idle_chunk_never_lies_below_a_put_that_waited() -> None:
+    """The journal stood still for longer than a session lives."""
+    bench = Bench()
+    chunk = grant(bench, 2)
+    bench.owner.end_idle_grants(0.0)
+    bench.put(b"key", chunk)
+    bench.owner.end_idle_grants(SESSION_IDLE_SECONDS + 1.0)
+    bench.commit()
+    assert isinstance(bench.results[-1], Written)
+    assert bench.owner.take_ended() == [], "a session with a request under way is there"
+    bench.owner.end_idle_grants(2 * SESSION_IDLE_SECONDS + 2.0)
+    bench.commit()
+    assert bench.owner.take_ended() == [Ended(chunk, PLACEMENT.disks, 10)]
+
+
+def test_a_session_that_is_heard_of_keeps_its_grants() -> None:
+    bench = Bench()
+    chunk = grant(bench, 2)
+    bench.owner.end_idle_grants(0.0)
+    unknown = RequestId(CLIENT, 1_000)
+    assert not bench.owner.find_answer(unknown, SESSION_IDLE_SECONDS, bench.results.append)
+    bench.owner.end_idle_grants(SESSION_IDLE_SECONDS + 1.0)
+    bench.commit()
+    assert bench.owner.take_ended() == []
+    assert [one for one, _ in bench.state.chunks.open_chunks(DATA)] == [chunk]
+
+
+def test_a_session_has_a_bounded_number_of_open_chunks() -> None:
+    bench = Bench()
+    bench.owner.places = ChunkPlaces(VOLUME, 2, random.Random(1))
+
+    def opening() -> ChunkOpenedRecord:
+        policy = Policy.parse("replicated(2)")
+        groups, live = ((DiskId(1), DiskId(2)),), {DiskId(1), DiskId(2)}
+        return bench.owner.opening(policy, DATA, bench.request(), 0, groups, live, (), 0.0)
+
+    for _ in range(SESSION_CHUNKS_OPEN_MAX):
+        record = opening()
+        bench.owner.submit(record.request, record, None, bench.results.append)
+        bench.commit()
+    with pytest.raises(Busy, match="open chunks"):
+        opening()
+
+
+def test_an_owner_that_falls_answers_everybody_who_waits() -> None:
+    bench = Bench()
+    request = bench.put(b"key", ChunkId(VOLUME, 1, 1))
+    again: list[Result | BlockStoreError] = []
+    assert bench.owner.find_answer(request, 0.0, again.append)
+    waiting = bench.owner.give_up()
+    assert len(waiting) == 2
     assert bench.owner.n_pending == 0
