@@ -41,7 +41,7 @@ from blockstore.node.fence_shell import FenceShell, OnDone, format_fences
 from blockstore.node.fragment import Fragment, Pending, Span, Waiter
 from blockstore.node.recovery import scan_log
 from blockstore.node.recovery_shell import recover_slot
-from blockstore.node.slots_shell import FOLDER, SlotShell
+from blockstore.node.slots_shell import FOLDER, SlotShell, file_name
 from blockstore.runtime.interfaces import Disk, Write
 
 OnEvent = Callable[[str, str], None]
@@ -132,7 +132,12 @@ class DiskShell:
     # --- start and end
 
     def recover(self) -> None:
-        """Read what there is. Blocking; the disk is not otherwise in use."""
+        """Read what there is. Blocking; the disk is not otherwise in use.
+
+        All of it is durable before anything of it is believed: after a killed process the page cache still
+        shows a seal or a free slot that no disk has, and what was told of it must not change when the power
+        fails next.
+        """
         block = read_superblock(self._disk)
         if block is None:
             raise NotAStore(self._disk.path, "it was never formatted")
@@ -142,6 +147,10 @@ class DiskShell:
             )
         if block.disk != self.disk_id:
             raise NotAStore(self._disk.path, f"it is disk {block.disk}, not {self.disk_id}")
+        try:
+            self._disk.sync_all()
+        except BlockStoreError as error:
+            self._on_error(error)
         fences_sound = self._fence_shell.recover()
         for name in self._disk.names(FOLDER):
             if name.isdigit():
@@ -164,8 +173,8 @@ class DiskShell:
                 if found.chunk in self._fragments:
                     raise Corrupt(f"Slot {slot}", f"a second fragment of {found.chunk}")
                 self._add(found)
-            elif found is not None:
-                self._slots.slots.put(found)
+            elif found is not None and self._slots.slots.put(found) is not None:
+                self._disk.remove(file_name(slot))  # one too many, and power failed before it was removed
         except (Corrupt, DiskFailed) as error:
             self._n_unreadable += 1
             self.suspect = self.suspect or isinstance(error, DiskFailed)

@@ -1,9 +1,8 @@
 """Reads one slot after a restart: carries out `recovery.py`. Blocking, before anything else uses the disk.
 
-An open fragment is synced before it is believed: after a killed process the page cache still shows writes
-that no disk has, and a length that was told must not shrink when the power fails next. Then its cache is
-dropped: after a write that failed, it may show bytes that no disk will ever have. (Sealed ones are not
-synced here, for thousands of syncs take minutes; a seal that is asked for again is, before it is answered.)
+Everything was synced before (`DiskShell.recover`), in one call: thousands of syncs take minutes. An open
+fragment's file is synced once more by itself, for the error is told to whoever syncs the file, and then its
+cache is dropped: after a write that failed, it may show bytes that no disk will ever have.
 """
 
 from __future__ import annotations

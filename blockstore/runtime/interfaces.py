@@ -362,6 +362,11 @@ class Disk(Protocol):
         """Unlink and sync the directory; no error when missing."""
         ...
 
+    def sync_all(self) -> None:
+        """Everything that can be read here, and every name, is on the disk when this returns: also what an
+        earlier process wrote and did not live to sync. Blocking, for start-up."""
+        ...
+
     def submit_remove(self, name: str, on_done: Callable[[BlockStoreError | None], None]) -> None:
         """`remove` in a worker thread: freeing 64 MiB of blocks takes the file system a while."""
         ...

@@ -16,7 +16,7 @@ from blockstore.ids import KiB, MiB
 from blockstore.runtime.interfaces import Disk, File, Write
 from blockstore.runtime.real_clock import RealClock
 from blockstore.runtime.real_disk import RealFile, open_real_disk
-from blockstore.runtime.sim.disk import SimDisk, SimFile
+from blockstore.runtime.sim.disk import PowerLost, SimDisk, SimFile
 
 Outcome = BlockStoreError | None
 
@@ -183,6 +183,16 @@ async def test_small_files_are_replaced_whole(disk: Disk) -> None:
         assert disk.read_file("small") == content
 
 
+async def test_everything_there_can_be_made_durable_at_once(disk: Disk) -> None:
+    disk.replace_file("small", b"content")
+    file = disk.open("large", 8192)
+    file.write([Write(0, [b"first"])])
+    disk.sync_all()
+    assert disk.read_file("small") == b"content"
+    assert (disk.read_file("large") or b"")[:5] == b"first"
+    file.close()
+
+
 async def test_more_than_there_is_space_for_is_refused_and_leaves_nothing(disk: Disk) -> None:
     before = disk.free_bytes()
     assert before > 0
@@ -253,6 +263,32 @@ def test_a_crash_loses_some_of_what_was_not_synced_and_nothing_else() -> None:
         assert other in (bytes(100), b"n" * 100)
         seen.add((content[:1] == b"n", other[:1] == b"n"))
     assert len(seen) == 4, "every combination"
+
+
+def test_what_a_process_did_not_live_to_sync_can_be_synced_by_the_next() -> None:
+    for seed in range(20):
+        disk = SimDisk(Random(seed))
+        disk.open("file", 8192).submit([Write(0, [b"written"])], lambda error: None)
+        disk.step()
+        disk.step()
+        disk.process_ended()
+        disk.power_on()
+        disk.sync_all()
+        disk.crash()
+        assert disk.peek("file", 0, 7) == b"written"
+
+
+def test_a_name_means_the_old_or_the_new_after_a_crash_while_it_was_replaced() -> None:
+    found = set[bytes | None]()
+    for seed in range(40):
+        disk = SimDisk(Random(seed))
+        disk.replace_file("name", b"old")
+        disk.cut_after(1)
+        with pytest.raises(PowerLost):
+            disk.replace_file("name", b"new")
+        disk.crash()
+        found.add(disk.read_file("name"))
+    assert found == {b"old", b"new"}
 
 
 def test_two_runs_of_one_seed_are_the_same() -> None:

@@ -48,6 +48,7 @@ class _Content:
     cached: dict[int, bytearray] = field(default_factory=dict[int, bytearray])
     dirty: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
     named: bool = False  # its directory entry is durable
+    replaces: _Content | None = None  # what the name meant before, and may mean again until `named`
 
     def write(self, offset: int, data: bytes) -> None:
         self.dirty.append((offset, data))
@@ -158,11 +159,13 @@ class SimDisk:
         rng = rng or self.rng
         for name, content in list(self._files.items()):
             if not content.named and rng.random() < 0.5:
-                del self._files[name]
-                continue
+                if content.replaces is None:
+                    del self._files[name]
+                    continue
+                content = self._files[name] = content.replaces  # a rename is done or not
             content.lose(rng)
             content.forget_cache()
-            content.named = True
+            content.named, content.replaces = True, None
         for name, content in self._removed.items():
             if name not in self._files and rng.random() < 0.5:
                 content.lose(rng)
@@ -202,6 +205,17 @@ class SimDisk:
     ) -> None:
         """Fail one operation (on file `name`, or on any) with `error`, after `after` that succeed."""
         self._faults.append(_Fault(operation, name, error, after))
+
+    def heal(self) -> None:
+        """What was injected and has not failed yet does not fail."""
+        self._faults.clear()
+
+    def random_place(self, name: str, rng: Random) -> int:
+        """An offset of the file where something was written, if anything was."""
+        content = self._files[name]
+        pages = [page for page in content.cached if page * PAGE_BYTES < content.size]
+        start = rng.choice(pages) * PAGE_BYTES if pages else 0
+        return min(start + rng.randrange(PAGE_BYTES), content.size - 1)
 
     def flip(self, name: str, offset: int, mask: int = 1) -> None:
         """Rot: change stored and cached bits alike."""
@@ -357,19 +371,10 @@ class SimDisk:
         fresh = _Content(len(content), named=True)
         fresh.write(0, content)
         fresh.sync()
-        old = self._files.get(name)
-        if old is not None:
-            self._removed[name] = old
+        fresh.named, fresh.replaces = False, self._files.get(name)
         self._files[name] = fresh
-        fresh.named = False
-        try:
-            self.tick()
-        except PowerLost:
-            if old is not None and self.rng.random() < 0.5:
-                self._files[name] = old
-            raise
-        fresh.named = True
-        self._removed.pop(name, None)
+        self.tick()
+        fresh.named, fresh.replaces = True, None
 
     def remove(self, name: str) -> None:
         content = self._files.get(name)
@@ -379,6 +384,20 @@ class SimDisk:
         self._removed[name] = self._files.pop(name)
         self.tick()
         del self._removed[name]
+
+    def sync_all(self) -> None:
+        self.tick()
+        for name, content in self._files.items():
+            if content.dirty:
+                try:
+                    self.check("sync", name)
+                except BlockStoreError:
+                    content.lose(self.rng)
+                    raise
+                content.sync()
+        for content in self._files.values():
+            content.named, content.replaces = True, None
+        self._removed.clear()
 
     def submit_remove(self, name: str, on_done: OnDone) -> None:
         def job() -> None:

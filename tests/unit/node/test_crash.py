@@ -8,6 +8,7 @@ right or the test fails.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from random import Random
 
 import pytest
@@ -241,3 +242,42 @@ def test_a_crash_in_recovery_is_one_more_crash() -> None:
             story.bench.crash(Random(cut))
             story.check()
             story.go_on()
+
+
+def test_what_is_seen_after_a_killed_process_is_durable_before_it_is_told() -> None:
+    """A seal and a delete were written, and not yet synced, when the process was killed: either they are not
+    there, or they stay when the power fails next."""
+    for n_steps, loss in product(range(6), range(8)):
+        bench = Bench(loss)
+        bench.disk.settle()
+        bench.appended(A, 0, stream(A)[:100])
+        bench.appended(B, 0, stream(B)[:100])
+        bench.shell.seal(A, 1, 100, bench.taker("seal"))
+        bench.shell.delete(B, 1, bench.taker("delete"))
+        for _ in range(n_steps):
+            bench.disk.step()
+        bench.kill()
+        before = bench.shell.list_fragments(None, 10)
+        bench.crash(Random(loss))
+        assert bench.shell.list_fragments(None, 10) == before
+
+
+def test_a_slot_too_many_that_a_crash_left_is_given_back() -> None:
+    bench = Bench()
+    bench.disk.settle()
+    chunks = [chunk(number) for number in range(1, 9)]
+    for where in chunks:
+        bench.appended(where, 0, b"x")
+    n_free = len(bench.disk.names("fragments")) - len(chunks)
+    for where in chunks:
+        bench.shell.delete(where, 1, bench.taker(where))
+    while len(bench.outcomes) < len(chunks):
+        bench.disk.step()
+    n_left = len(bench.disk.names("fragments"))
+    bench.crash(Random(0))
+    bench.disk.settle()
+    n_slots = len(bench.disk.names("fragments"))
+    assert n_slots < n_left
+    assert n_slots < n_free + len(chunks)
+    bench.restart()
+    assert len(bench.disk.names("fragments")) == n_slots
