@@ -33,6 +33,7 @@ from blockstore.consensus.membership import Membership
 from blockstore.consensus.quorum import quorum_size
 from blockstore.consensus.raft import Raft, Ready
 from blockstore.consensus.raft_log import RaftLog
+from blockstore.consensus.waiting_shell import Waiter, Waiting
 from blockstore.errors import (
     BlockStoreError,
     Busy,
@@ -73,22 +74,6 @@ def bootstrap_joined(disk: Disk, snapshot: bytes, rng: random.Random) -> None:
 is_bootstrapped = raft_log.is_created
 
 
-class _Waiter:
-    """Somebody who waits for an entry to be applied, or a read to be safe."""
-
-    __slots__ = ("done", "error", "index", "term", "what")
-
-    def __init__(self, what: bytes | tuple[frozenset[NodeId], frozenset[NodeId]] | int) -> None:
-        self.what = what  # a command, new members, or a read's number
-        self.index = self.term = 0
-        self.error: BlockStoreError | None = None
-        self.done = trio.Event()
-
-    def fail(self, error: BlockStoreError) -> None:
-        self.error = error
-        self.done.set()
-
-
 class RaftNode:
     def __init__(
         self,
@@ -117,10 +102,8 @@ class RaftNode:
         self._core: Raft | None = None
         self._wake = trio.Event()
         self._inbox: deque[tuple[NodeId, bytes]] = deque()
-        self._asked: deque[_Waiter] = deque()  # not told to the core yet
-        self._entry_waiters: dict[int, _Waiter] = {}  # by index, ascending
-        self._read_waiters: dict[int, _Waiter] = {}  # by number
-        self._safe_reads: list[_Waiter] = []  # their index is known, and not yet applied
+        self._asked: deque[Waiter] = deque()  # not told to the core yet
+        self._waiting = Waiting()
         self._hard_state: HardState | None = None  # to be written
         self._entries: list[Entry] = []  # to be written
         self._anew: int | None = None  # the log is to be begun anew at this index, before anything else
@@ -195,14 +178,14 @@ class RaftNode:
             raise InvalidRequest(
                 f"A control command has {len(command)} bytes; {RAFT_COMMAND_BYTES_MAX} are the most."
             )
-        return await self._ask_leader(_Waiter(command), deadline)
+        return await self._ask_leader(Waiter(command), deadline)
 
     async def change_members(
         self, voters: frozenset[NodeId], learners: frozenset[NodeId], deadline: float
     ) -> None:
         """One voter more or less, and a new one was a learner that has caught up: else InvalidRequest or
         Busy. Otherwise as `propose`."""
-        await self._ask_leader(_Waiter((voters, learners)), deadline)
+        await self._ask_leader(Waiter((voters, learners)), deadline)
 
     async def read_barrier(self, deadline: float) -> int:
         """Every command committed before this was called is applied here when it returns, on any member; the
@@ -210,18 +193,17 @@ class RaftNode:
 
         Raises QuorumLost or DeadlineExceeded. Never relies on a clock: a leader asks a majority."""
         self._require_running()
-        if len(self._read_waiters) + len(self._safe_reads) >= RAFT_READS_MAX:
+        if self._waiting.n_reads >= RAFT_READS_MAX:
             raise Busy("control's reads")
-        waiter = _Waiter(self._rng.getrandbits(63))
+        number = self._rng.getrandbits(63)
         try:
-            return await self._wait(waiter, deadline)
+            return await self._wait(Waiter(number), deadline)
         finally:
-            assert isinstance(waiter.what, int)
-            self._read_waiters.pop(waiter.what, None)
+            self._waiting.forget_read(number)
             if self._core is not None:
-                self._core.forget_read(waiter.what)
+                self._core.forget_read(number)
 
-    async def _ask_leader(self, waiter: _Waiter, deadline: float) -> int:
+    async def _ask_leader(self, waiter: Waiter, deadline: float) -> int:
         core = self._require_running()
         if core.leading is None:
             raise NotLeader(core.leader)
@@ -229,7 +211,7 @@ class RaftNode:
             raise Busy("control's log")
         return await self._wait(waiter, deadline)
 
-    async def _wait(self, waiter: _Waiter, deadline: float) -> int:
+    async def _wait(self, waiter: Waiter, deadline: float) -> int:
         self._asked.append(waiter)
         self._wake.set()
         with trio.move_on_after(max(0.0, deadline - self._clock.now())):
@@ -286,16 +268,10 @@ class RaftNode:
             self._core = None
             self.is_leader = False
             self._log.close()
-            waiting = [
-                *self._asked,
-                *self._entry_waiters.values(),
-                *self._read_waiters.values(),
-                *self._safe_reads,
-            ]
-            for waiter in waiting:
-                waiter.fail(
-                    Unavailable("This node stopped; whether the command was carried out is not known.")
-                )
+            stopped = Unavailable("This node stopped; whether the command was carried out is not known.")
+            self._waiting.fail_all(stopped)
+            for waiter in self._asked:
+                waiter.fail(stopped)
 
     def _load(self) -> None:
         loaded = self._log.load()
@@ -356,30 +332,26 @@ class RaftNode:
         """Tell the core what has been asked of us: all commands together."""
         asked, self._asked = self._asked, deque()
         now = self._clock.now()
-        commands = [waiter for waiter in asked if isinstance(waiter.what, bytes)]
-        reads = [waiter for waiter in asked if isinstance(waiter.what, int)]
+        commands = {waiter: waiter.wish for waiter in asked if isinstance(waiter.wish, bytes)}
         if commands:
-            self._ask_for(
-                commands, lambda: core.propose([bytes(_command(waiter)) for waiter in commands], now)
-            )
+            self._ask_for(list(commands), lambda: core.propose(list(commands.values()), now))
         for waiter in asked:
-            if isinstance(waiter.what, tuple):
-                self._ask_for([waiter], partial(core.change_members, *waiter.what, now))
+            if isinstance(waiter.wish, tuple):
+                self._ask_for([waiter], partial(core.change_members, *waiter.wish, now))
+        reads = {waiter.wish: waiter for waiter in asked if isinstance(waiter.wish, int)}
         if reads:
-            numbers = [waiter.what for waiter in reads if isinstance(waiter.what, int)]
-            self._read_waiters.update(zip(numbers, reads, strict=True))
-            self._carry_out(core.read(numbers, now))
+            for number, waiter in reads.items():
+                self._waiting.add_read(number, waiter)
+            self._carry_out(core.read(list(reads), now))
 
-    def _ask_for(self, waiters: list[_Waiter], ask: Callable[[], Ready]) -> None:
+    def _ask_for(self, waiters: list[Waiter], ask: Callable[[], Ready]) -> None:
         try:
             ready = ask()
         except BlockStoreError as error:  # NotLeader, Busy, InvalidRequest: nothing was taken
             for waiter in waiters:
                 waiter.fail(error)
             return
-        for waiter, entry in zip(waiters, ready.persist, strict=True):
-            waiter.index, waiter.term = entry.index, entry.term
-            self._entry_waiters[entry.index] = waiter
+        self._waiting.add_entries(waiters, ready.persist)
         self._carry_out(ready)
 
     # --- carrying out
@@ -392,48 +364,24 @@ class RaftNode:
             self._hard_state = ready.hard_state
         self._entries += ready.persist
         for index in ready.commit:
-            self._apply_entry(core.log.entry(index))
+            self._apply_entry(core, core.log.entry(index))
         for number, index in ready.reads:
-            waiter = self._read_waiters.pop(number, None)
-            if waiter is not None:
-                waiter.index = index
-                self._safe_reads.append(waiter)
-        if self._safe_reads:
-            self._finish_reads()
+            self._waiting.on_safe_read(number, index)
+        self._waiting.finish_reads(self.applied_index)
         if ready.fetch_snapshot is not None:
             self._wants_fetch = ready.fetch_snapshot
 
-    def _apply_entry(self, entry: Entry) -> None:
+    def _apply_entry(self, core: Raft, entry: Entry) -> None:
         if entry.kind == COMMAND:
             self._apply(entry.index, entry.payload)
         self.applied_index = entry.index
         self._bytes_since_snapshot += len(entry.payload)
-        while self._entry_waiters:
-            index, waiter = next(iter(self._entry_waiters.items()))
-            if (index, waiter.term) == (entry.index, entry.term):
-                waiter.done.set()
-            elif waiter.term < entry.term:
-                # Terms never fall along the log: what waits for an older one cannot be committed any more.
-                waiter.fail(NotLeader(self.leader or NOBODY))
-            else:
-                break
-            del self._entry_waiters[index]
-
-    def _finish_reads(self) -> None:
-        still: list[_Waiter] = []
-        for waiter in self._safe_reads:
-            if waiter.index <= self.applied_index:
-                waiter.done.set()
-            elif not waiter.done.is_set():
-                still.append(waiter)
-        self._safe_reads = still
+        self._waiting.on_applied(entry, core.leader)
 
     def _notice_leadership(self, core: Raft) -> None:
         leads = core.leading is not None and self.applied_index >= core.leading.first_index
-        if core.leading is None and core.resigned_silent is not None and self._entry_waiters:
-            for waiter in self._entry_waiters.values():
-                waiter.fail(self._quorum_lost())
-            self._entry_waiters.clear()
+        if core.leading is None and core.resigned_silent is not None:
+            self._waiting.fail_entries(self._quorum_lost())
         if leads != self.is_leader:
             self.is_leader = leads
             log.info("raft leadership node=%d leads=%s term=%d", self.me, leads, core.term)
@@ -492,8 +440,13 @@ class RaftNode:
         self._log.save_snapshot(snapshot)
         self._snapshot_index, self._bytes_since_snapshot = snapshot.index, 0
         core.compact(max(core.log.base_index, snapshot.index - RAFT_TRAILING_ENTRIES))
-        self._log.drop_below(core.log.base_index + 1)
+        self._drop_old_entries(core)
         log.info("raft snapshot node=%d index=%d bytes=%d", self.me, snapshot.index, len(snapshot.data))
+
+    def _drop_old_entries(self, core: Raft) -> None:
+        """Not while we are in doubt: what is damaged may be all that is left of something."""
+        if not core.doubt:
+            self._log.drop_below(core.log.base_index + 1)
 
     async def _fetch(self, leader: NodeId, index: int) -> None:
         try:
@@ -517,16 +470,7 @@ class RaftNode:
         self._install_snapshot(snapshot.index, snapshot.data)
         self.applied_index = self._snapshot_index = snapshot.index
         self._bytes_since_snapshot = 0
-        for index in [index for index in self._entry_waiters if index <= snapshot.index]:
-            waiter = self._entry_waiters.pop(index)
-            waiter.fail(
-                DeadlineExceeded("Another leader came; whether the command was carried out is not known.")
-            )
-        self._log.drop_below(core.log.base_index + 1)
+        self._waiting.on_snapshot(snapshot.index)
+        self._drop_old_entries(core)
         log.info("raft installed node=%d index=%d", self.me, snapshot.index)
         self._carry_out(ready)
-
-
-def _command(waiter: _Waiter) -> bytes:
-    assert isinstance(waiter.what, bytes)
-    return waiter.what
