@@ -14,7 +14,7 @@ import trio.testing
 
 from blockstore.codec.raft_file import decode_snapshot
 from blockstore.config import RAFT_COMMAND_BYTES_MAX
-from blockstore.consensus import raft_shell
+from blockstore.consensus import raft_log, raft_shell
 from blockstore.consensus.raft_shell import RaftNode, bootstrap, bootstrap_joined, is_bootstrapped
 from blockstore.errors import (
     BlockStoreError,
@@ -28,7 +28,7 @@ from blockstore.errors import (
     QuorumLost,
     Unavailable,
 )
-from blockstore.ids import NodeId
+from blockstore.ids import KiB, NodeId
 from blockstore.runtime.sim.disk import SimDisk
 
 
@@ -356,3 +356,64 @@ async def test_a_snapshot_says_who_the_members_are(autojump_clock: trio.testing.
         assert snapshot.members.voters == (1, 2, 3)
         assert is_bootstrapped(group.disk(NodeId(1)))
         assert not is_bootstrapped(SimDisk(random.Random(0)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_members_killed_at_random_lose_nothing_that_was_acknowledged(
+    seed: int, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With power failures, small segments, frequent snapshots, and now and then a rotten block."""
+    monkeypatch.setattr(raft_shell, "RAFT_SNAPSHOT_ENTRIES", 15)
+    monkeypatch.setattr(raft_shell, "RAFT_TRAILING_ENTRIES", 5)
+    monkeypatch.setattr(raft_log, "RAFT_SEGMENT_BYTES", 256 * KiB)
+    rng = random.Random(seed)
+    acknowledged: list[bytes] = []
+    async with group_of(3) as group:
+
+        async def client(name: bytes) -> None:
+            for n in range(60):
+                command = b"%s%d" % (name, n)
+                with trio.move_on_after(5):
+                    await group.propose(command)
+                    acknowledged.append(command)
+
+        async def trouble() -> None:
+            while True:
+                await trio.sleep(rng.uniform(0.1, 1.5))
+                node = NodeId(rng.randint(1, 3))
+                group.stop(node)
+                if rng.random() < 0.3:
+                    rot(group.disk(node), rng)
+                await trio.sleep(rng.uniform(0.0, 1.0))
+                await sound(await group.start(node))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trouble)
+            async with trio.open_nursery() as clients:
+                clients.start_soon(client, b"a")
+                clients.start_soon(client, b"b")
+            nursery.cancel_scope.cancel()
+        for node in (NodeId(1), NodeId(2), NodeId(3)):
+            if node not in group.members:
+                await group.start(node)
+        await group.propose(b"last")
+        members = list(group.members.values())
+        await eventually(lambda: all(member.commands[-1:] == [b"last"] for member in members))
+        assert len(acknowledged) > 60
+        for member in members:
+            assert member.commands == members[0].commands
+            assert set(acknowledged) <= set(member.commands)
+
+
+async def sound(member: Member) -> None:
+    await eventually(lambda: not member.node.is_doubtful)
+
+
+def rot(disk: SimDisk, rng: random.Random) -> None:
+    """One block of the log or of the vote is bad."""
+    names = [name for name in disk.names("raft") if not name.startswith("snapshot")]
+    name = f"raft/{rng.choice(names)}"
+    content = disk.read_file(name) or b""
+    used = [at for at in range(0, len(content), 4096) if content[at : at + 4] != bytes(4)]
+    at = rng.choice(used[:-1] or used)  # the last may be taken for a torn one
+    disk.flip(name, at + 30)
