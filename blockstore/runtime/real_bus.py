@@ -42,9 +42,13 @@ PeerOfKey = Callable[[bytes], NodeId | None]
 RECONNECT_MS = 50
 RECONNECT_MS_MAX = 500
 CONNECT_TIMEOUT_MS = 1_000
-PING_MS = 1_000
-PING_TIMEOUT_MS = 3_000
-"""A link cut without a word (no FIN) is noticed by then, and connected anew."""
+UNACKNOWLEDGED_MS_MAX = 3_000
+"""A link cut without a word (no FIN) is noticed by then, by the kernel, and connected anew. Not by ZMTP's own
+heartbeats: libzmq aborts the process when it finds a PING among the messages that it holds back while a queue
+is full and the connection has broken meanwhile (its issue 4364), as after a partition."""
+
+KEEPALIVE_SECONDS, KEEPALIVE_PROBES = 1, 3
+"""The same for the receiving end, which has nothing unacknowledged."""
 
 UNREACHED_SECONDS_MAX = 5.0
 """A peer not reached for so long gets a new socket. libzmq never dials again once it was turned away for
@@ -341,6 +345,7 @@ class RealBus:
             socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
             socket.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
         socket.setsockopt(zmq.IPV6, ":" in host)
+        _notice_cut_links(socket)
         _bind(socket, _endpoint(host, self.port or "*"))
         self.port = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2].rstrip("\0"))
         return socket
@@ -359,8 +364,7 @@ class RealBus:
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
         socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, PING_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, PING_TIMEOUT_MS)
+        _notice_cut_links(socket)
         socket.setsockopt(zmq.IPV6, ":" in peer.host)
         try:
             if self._keys is not None:
@@ -410,6 +414,14 @@ async def _readable(socket: zmq.Socket[bytes]) -> None:
     `Again`."""
     if not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
         await trio.lowlevel.wait_readable(int(socket.getsockopt(zmq.FD)))
+
+
+def _notice_cut_links(socket: zmq.Socket[bytes]) -> None:
+    socket.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED_MS_MAX)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_SECONDS)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_SECONDS)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_PROBES)
 
 
 def _bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
