@@ -42,6 +42,7 @@ from blockstore.control.watches import Watches
 from blockstore.errors import (
     BlockStoreError,
     DeadlineExceeded,
+    NoSpace,
     NotLeader,
     PermissionDenied,
     ProtocolViolation,
@@ -81,6 +82,7 @@ class Replica:
         self._on_changed = on_changed
         self._hints = Views(ControlState())
         self._members_written = 0
+        self._members_wait = False  # for space
         self._watches = Watches()
         self._n_proposing = 0
         self._outcomes: dict[int, int | TransactionConflict] = {}  # by log index, while anybody waits
@@ -129,13 +131,21 @@ class Replica:
             self._hints.state.restore(decode_snapshot(content))
 
     def save_members(self) -> None:
-        """Keep the members' records if they have changed."""
+        """Keep the members' records if they have changed. On a full disk the older ones stay, which only make
+        the next start slower: a node must not end for them. It is tried again with each call."""
         revision = self.state.revision
         if not self.has_state or not any(
             self._watches.has_changed(prefix, self._members_written) for prefix in _MEMBER_PREFIXES
         ):
             return
-        write_members(self._disk, self.state)
+        try:
+            write_members(self._disk, self.state)
+        except NoSpace as error:
+            if not self._members_wait:
+                log.warning("members_not_kept why=%s", error)
+            self._members_wait = True
+            return
+        self._members_wait = False
         self._members_written = revision
 
     # --- what Raft asks

@@ -22,6 +22,7 @@ from blockstore.codec.messages import (
     View,
     Volumes,
 )
+from blockstore.control.replica_shell import MEMBERS_FILE
 from blockstore.errors import (
     AlreadyExists,
     BlockStoreError,
@@ -364,3 +365,18 @@ async def test_nothing_can_be_changed_without_a_majority_and_the_error_says_so(
         assert isinstance(status, Status)
         assert status.severity == 2
         assert "no-leader" in {fact.code for fact in status.facts}
+
+
+async def test_a_full_disk_does_not_end_a_node_that_learns_of_new_members(autojump_clock: MockClock) -> None:
+    async with sim_cluster(3) as cluster:
+        disk = cluster.machines[2].disk
+        disk.capacity_bytes, had = 0, disk.capacity_bytes
+        await cluster.join(4)
+        before = disk.read_file(MEMBERS_FILE)
+        await cluster.until(
+            lambda: NodeId(4) in {node.node for node in cluster.machines[2].running.views.nodes()}
+        )
+        await trio.sleep(1)
+        assert disk.read_file(MEMBERS_FILE) == before
+        disk.capacity_bytes = had
+        await cluster.until(lambda: disk.read_file(MEMBERS_FILE) != before)
