@@ -12,7 +12,7 @@ What keeps it safe, besides the paper's rules:
   `doubt`, and until healed neither votes nor stands nor is counted. A leader that hears of the doubt appends
   an entry E. The node is healed once this leader tells it that E is committed, counted without it, and it
   holds the log up to E durably. By then (a) every entry that was committed with the help of what it forgot is
-  in its log again, for the leader was elected by a majority of members that forgot nothing; (b) a majority
+  in its log again, for those who elected the leader had forgotten nothing when they voted; (b) a majority
   without it has acknowledged E in this term, so no candidate to which it gave a vote it forgot can still win
   with it: one of that majority would have to vote for a log without E. E is newer than all that the node
   acknowledged before the damage, so the leader cannot take an answer from then for the cure.
