@@ -144,6 +144,7 @@ class Bucket(Reading):
 
     async def delete_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
         """Give up a snapshot, and what only it still held. NotFound."""
+        check_snapshot_name(name)
         try:
             await self._session.change(SnapshotDelete(name), timeout)
         except NotFound as error:

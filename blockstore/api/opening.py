@@ -17,7 +17,7 @@ from blockstore.api.location import Cluster, Directories, PathLike, resolve
 from blockstore.api.store import Opened, Store
 from blockstore.codec.frame import FrameWire
 from blockstore.codec.messages import Hello
-from blockstore.errors import InvalidRequest, NotAStore, Unavailable
+from blockstore.errors import InvalidRequest, NotAStore, ProtocolViolation, Unavailable
 from blockstore.runtime.interfaces import Address
 from blockstore.version import RELEASE
 
@@ -107,8 +107,16 @@ async def reach(cluster: ClusterSession, place: Cluster, timeout: float) -> None
         await cluster.repeat(lambda: cluster.fetch_view("", deadline), deadline)
     except Unavailable as error:
         where = ",".join(f"{seed.host}:{seed.port}" for seed in place.seeds)
-        hint = "" if place.credentials else " A cluster with TLS needs credentials, and none were given."
+        hint = " Is the address right, and does a daemon run there?"
+        if not place.credentials:
+            hint += " A cluster with TLS needs credentials, and none were given."
         raise Unavailable(f"Nobody answers at tcp://{where}: {error}{hint}") from error
+    except ProtocolViolation as error:
+        if place.credentials and "does not speak TLS" in str(error):
+            raise ProtocolViolation(
+                f"{error}; if it is a plain cluster, connect without credentials"
+            ) from error
+        raise
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ long as it takes. When it runs out the method raises Unavailable.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import index
 from typing import Any, Generic, Literal, Self, TypeVar, cast, overload
 
 from blockstore.api.object_reader import ObjectReader, OpenVersion
@@ -27,6 +28,9 @@ from blockstore.kinds.bucket import (
 
 PAGE_KEYS = 1_000
 
+POSITION_MAX = 2**62
+"""Past the end of every object, and a number that a message can carry."""
+
 Wanted = str | tuple[str, int, int | None]
 """What `read_many` takes: a name, or a name with a range."""
 
@@ -44,9 +48,9 @@ class Reading:
         self, name: str, *, start: int = 0, end: int | None = None, timeout: float = OPERATION_SECONDS
     ) -> bytes:
         """The object's bytes, or those in `[start, end)`; what lies past its end is left out. NotFound."""
-        end = _checked_end(start, end)
+        first, last = _checked_range(start, end)
         try:
-            _, data = await self._session.fetch(key_of(name), self._at, start, end, timeout)
+            _, data = await self._session.fetch(key_of(name), self._at, first, last, timeout)
         except NotFound as error:
             raise self.not_found(name, error) from None
         return data
@@ -78,7 +82,7 @@ class Reading:
             else:
                 name, start, end = item
                 keys.append(key_of(name))
-                ranges.append((start, _checked_end(start, end)))
+                ranges.append(_checked_range(start, end))
                 has_ranges = True
         values = await self._session.fetch_many(keys, ranges if has_ranges else (), self._at, timeout)
         if None in values:
@@ -124,20 +128,20 @@ class PageCursor:
         self._prefix = prefix_key(prefix)
         self._delimiter = prefix_key(delimiter or "")
         self._at = at
-        self._after = b""
+        self._after = self._start = b""
         self._more = True
 
     async def fetch(self, session: VolumeSession, timeout: float) -> list[ObjectInfo | CommonPrefix]:
         """The next page; empty at the end."""
         while self._more:
-            op = ListKeys(self._prefix, self._after, self._delimiter, PAGE_KEYS, self._at)
+            op = ListKeys(self._prefix, self._after, self._delimiter, PAGE_KEYS, self._at, self._start)
             page = await session.ask(op, KeyPage, timeout)
-            self._more = page.more
+            if page.more and not page.entries and page.next <= self._start:
+                raise ProtocolViolation("the owner answered with an empty page and says that more follows")
+            self._more, self._start = page.more, page.next
             if page.entries:
                 self._after = page.entries[-1].key
                 return [_listed(entry) for entry in page.entries]
-            if page.more:
-                raise ProtocolViolation("the owner answered with an empty page and says that more follows")
         return []
 
 
@@ -162,11 +166,16 @@ class Listing(Generic[Listed]):
         return self._page.pop()  # type: ignore[return-value]  # only a delimiter brings CommonPrefix
 
 
-def _checked_end(start: int, end: int | None) -> int:
-    """The end of a range as it travels."""
-    if start < 0 or (end is not None and end < start):
+def _checked_range(start: int, end: int | None) -> tuple[int, int]:
+    """The range as it travels: what lies past the end of any object is left out already here."""
+    try:
+        first = index(start)
+        last = first if end is None else index(end)
+    except TypeError:
+        raise InvalidRequest(f"A range is two whole numbers of bytes, not {start!r} to {end!r}.") from None
+    if first < 0 or last < first:
         raise InvalidRequest(f"There is no range from byte {start} to byte {end}.")
-    return -1 if end is None else end
+    return min(first, POSITION_MAX), -1 if end is None else min(last, POSITION_MAX)
 
 
 def _info(entry: Entry) -> ObjectInfo:

@@ -96,7 +96,10 @@ class FrameWire:
         return Prefix(kind, call_id, header_bytes, payload_bytes, budget_ms, header_crc)
 
     def encode(self, kind: int, call_id: int, message: Message, payload_bytes: int, budget_ms: int) -> bytes:
-        header = self._encoder.encode(message)
+        try:
+            header = self._encoder.encode(message)
+        except (UnicodeEncodeError, OverflowError) as error:  # half a surrogate pair; more than 64 bits
+            raise InvalidRequest(f"A message cannot hold what was given: {error}.") from error
         header_bytes = len(header)
         if header_bytes > FRAME_HEADER_BYTES_MAX or payload_bytes > FRAME_PAYLOAD_BYTES_MAX:
             raise InvalidRequest(

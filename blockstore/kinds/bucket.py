@@ -89,24 +89,27 @@ def object_words(bucket: str, name: str) -> str:
     return f"object {name!r} in bucket {bucket!r}"
 
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
-"""Of buckets and snapshots: typed in commands as `BUCKET@SNAPSHOT:PREFIX`, so `@`, `:` and `/` are out."""
+# Both are typed in commands as `BUCKET@SNAPSHOT:PREFIX`, so `@`, `:` and `/` are out. Buckets are volumes, and
+# control keeps the names of all kinds of volumes by one rule.
+_BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
 def check_bucket_name(name: str) -> None:
-    _check_plain_name("bucket", name)
+    _check_name("bucket", name, _BUCKET_NAME, "1 to 63 of a-z 0-9 . _ -")
 
 
 def check_snapshot_name(name: str) -> None:
-    _check_plain_name("snapshot", name)
+    _check_name("snapshot", name, _SNAPSHOT_NAME, "1 to 128 of A-Z a-z 0-9 . _ + -")
 
 
-def _check_plain_name(kind: str, name: str) -> None:
-    if not _PLAIN_NAME.fullmatch(name):
+def _check_name(kind: str, name: str, form: re.Pattern[str], words: str) -> None:
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # not every program is typed
+        raise InvalidRequest(f"The name of a {kind} is a str, not {type(name).__name__}.")
+    if not form.fullmatch(name):
         shown = name if len(name) <= 128 else name[:40] + "…"
         raise InvalidRequest(
-            f"{shown!r} cannot name a {kind}: it takes 1 to 128 of A-Z a-z 0-9 . _ + - and begins with a "
-            "letter or digit."
+            f"{shown!r} cannot name a {kind}: it takes {words} and begins with a letter or digit."
         )
 
 

@@ -258,6 +258,8 @@ def lost(error: OSError) -> BlockStoreError:
             word in reason for word in ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED")
         ):
             return PermissionDenied(f"the peer refused our certificate: {_in_words(reason)}")
+        if reason == "WRONG_VERSION_NUMBER":  # the first bytes are not of TLS
+            return ProtocolViolation("TLS failed: the peer does not speak TLS")
         return ConnectionLost(f"TLS failed: {_in_words(reason)}")
     return ConnectionLost(error.strerror or str(error))
 

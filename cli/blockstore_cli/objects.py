@@ -19,6 +19,7 @@ from blockstore_cli.settings import Command, example, settings
 from blockstore_cli.tree import Refused, TargetTree, as_folder, plan_uploads, refuse, regular_file
 
 PIECE_BYTES = copying.PIECE_BYTES
+POSITION_MAX = 2**62
 
 
 @click.command(cls=Command, epilog=example("blockstore put report.pdf docs:2026/report.pdf"))
@@ -51,11 +52,13 @@ def put(source: str, target: str, if_absent: bool, if_etag: str | None, meta: tu
 @click.command(cls=Command, epilog=example("blockstore get docs@before-cleaning:2026/report.pdf report.pdf"))
 @click.argument("source", metavar="BUCKET[@SNAPSHOT]:NAME")
 @click.argument("target", metavar="[FILE|DIRECTORY|-]", default="-")
-@click.option("--start", type=click.IntRange(0), default=0, help="First byte wanted.")
-@click.option("--end", type=click.IntRange(0), help="The byte after the last one wanted.")
+@click.option("--start", type=click.IntRange(0, POSITION_MAX), default=0, help="First byte wanted.")
+@click.option("--end", type=click.IntRange(0, POSITION_MAX), help="The byte after the last one wanted.")
 def get(source: str, target: str, start: int, end: int | None) -> None:
     """Write an object to a file, or to standard output. A file appears when it is whole, not before."""
     place = parse_place(source, name_needed=True)
+    if end is not None and end < start:
+        raise InvalidRequest(f"--end {end} lies before --start {start}.")
     with settings().open() as store, _reading(store, place).open(place.name) as content:
         pieces = _pieces(content, start, end)
         if target == "-":
