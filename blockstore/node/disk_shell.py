@@ -121,6 +121,7 @@ class DiskShell:
         self._slots = SlotShell(disk, disk_id, self._on_error)
         self._fragments: dict[ChunkId, Fragment] = {}
         self._open: dict[ChunkId, Fragment] = {}  # those not sealed
+        self._deleting: dict[ChunkId, list[Callable[[], None]]] = {}  # under way, and repeated meanwhile
         self._opening: dict[ChunkId, list[Append]] = {}  # those that wait for a slot
         self._indexes: OrderedDict[ChunkId, Fragment] = OrderedDict()  # sealed ones that have theirs loaded
         self._n_unreadable = 0
@@ -496,6 +497,11 @@ class DiskShell:
         except BlockStoreError as error:
             on_done(error)
             return
+        again = self._deleting.get(chunk)
+        if again is not None:  # it is not here any more, but that is not durable yet
+            again.append(partial(self.delete, chunk, epoch, on_done))
+            return
+        self._deleting[chunk] = []
         self._fence_shell.see(chunk, epoch)
         left = 1 + (fragment is not None)
         failed: BlockStoreError | None = None
@@ -505,10 +511,15 @@ class DiskShell:
             failed = failed or error
             left -= 1
             if left == 0:
+                repeated = self._deleting.pop(chunk)
                 if failed is not None:
+                    if fragment is not None and fragment.failed is not None:
+                        self._fragments[chunk] = fragment  # still here, for all that we know
                     on_done(failed)
                 else:
                     self._done_after_fence(chunk, epoch, on_done)
+                for repeat in repeated:
+                    repeat()
 
         if fragment is not None:
             self._forget(fragment)
@@ -529,6 +540,7 @@ class DiskShell:
         try:
             file = self._slots.file(fragment.slot)
         except BlockStoreError as error:
+            self._fail(fragment, error)
             on_done(error)
             return
         free = fragment.free()

@@ -348,6 +348,27 @@ def test_a_delete_waits_for_appends_under_way(bench: Bench) -> None:
     assert bench.state(A) is None
 
 
+def test_a_delete_asked_for_twice_is_told_when_it_is_durable(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    bench.appended(B, 0, SOME)
+    bench.shell.delete(A, 2, bench.taker("first"))
+    bench.shell.delete(A, 2, bench.taker("again"))
+    while "again" not in bench.outcomes:
+        bench.disk.step()
+    assert bench.outcomes == {"first": None, "again": None}
+    bench.disk.crash(Random(0))
+    bench.open()
+    assert bench.state(A) is None
+
+
+def test_a_delete_that_failed_has_not_happened_when_it_is_asked_for_again(bench: Bench) -> None:
+    bench.appended(A, 0, SOME)
+    bench.disk.inject("write", DiskFailed("sim", "EIO"), file_of(bench, A))
+    assert isinstance(bench.deleted(A), DiskFailed)
+    assert isinstance(bench.deleted(A), DiskFailed)
+    assert bench.state(A) is not None
+
+
 def test_a_read_that_a_delete_overtook_finds_nothing(bench: Bench) -> None:
     bench.appended(A, 0, SOME)
     found = list[object]()
