@@ -16,7 +16,7 @@
         64      …  records, then values, one behind the other in the order of the records
 
 A value's own checksum is in its record, so replaying need not read values. A batch found at another place
-than where it was written fails its first checksum (DESIGN invariant 5). Little endian throughout. """
+than where it was written fails its first checksum (DESIGN invariant 5). Little endian throughout."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class Extent(_Message, frozen=True):
 
     Replica (k = 1): `length` bytes at `offset`. Stripe: k x `unit` bytes, the value's bytes running through
     shard 0, then shard 1, …; each shard's part at `offset` of its fragment; `length` ≤ k x unit of them are
-    the value's. """
+    the value's."""
 
     chunk: ChunkId
     offset: int
@@ -264,21 +264,25 @@ class FoundMany(_Message, frozen=True, tag=37):
 
 class ListKeys(_Message, frozen=True, tag=38):
     """A page in key order: keys with `prefix`, after `after`; with `delimiter` common prefixes are folded.
-    `limit` is the most; the owner may answer with fewer, so that the page fits a frame."""
+    `limit` is the most; the owner may answer with fewer, so that the page fits a frame. `start`, if given, is
+    the `next` of another page, and this one goes on there."""
 
     prefix: bytes = b""
     after: bytes = b""
     delimiter: bytes = b""
     limit: int = 1_000
     at: int = 0
+    start: bytes = b""
 
 
 class KeyPage(_Message, frozen=True, tag=39):
-    """`entries` without extents. A folded prefix is an entry with sequence 0."""
+    """`entries` without extents. A folded prefix is an entry with sequence 0. A page may have none, when many
+    keys were looked at that are not visible, and yet more follow."""
 
     entries: tuple[Entry, ...]
     more: bool
     at: int  # the sequence that this page shows: pass it on with the next page for as long as it is retained
+    next: bytes = b""  # where the rest starts
 
 
 class SnapshotCreate(_Message, frozen=True, tag=40):
@@ -595,4 +599,3 @@ WireMessage = (
 
 BusMessage = Heartbeat | LeaseGranted | RaftEnvelope | EventNotice
 """What the bus carries, one to a message."""
-

@@ -58,7 +58,10 @@ class Draft:
     whole: bool
 
     def blocks(self) -> Iterator[bytes]:
-        """The new run, block by block, so that others can run between them."""
+        """The new run, block by block, so that others can run between them; first, while its keys are being
+        sorted, empty ones."""
+        while self.frozen.sort_some():
+            yield b""
         for index, entries in enumerate(split_blocks(self.frozen.entries(), BLOCK_ENTRIES)):
             yield encode_block(self.volume, self.head.sequence, index, entries)
 
@@ -85,7 +88,7 @@ class Checkpoints:
 
     def runs_with(self, draft: Draft, run: Written) -> tuple[RunInfo, ...]:
         info = RunInfo(
-            run.extents, run.placements, run.size, draft.head.sequence, len(draft.frozen.keys), draft.whole
+            run.extents, run.placements, run.size, draft.head.sequence, draft.frozen.n_keys, draft.whole
         )
         return (info,) if draft.whole else (*self.runs, info)
 

@@ -12,7 +12,7 @@ from blockstore.codec.control_record import VolumeRecord, encode_record
 from blockstore.codec.messages import Compare, VolumeCall
 from blockstore.config import OPERATION_SECONDS
 from blockstore.control.views import volume_key
-from blockstore.errors import BlockStoreError, NotFound, NotOwner
+from blockstore.errors import BlockStoreError, NotFound, NotOwner, UnknownFormat
 from blockstore.ids import RequestId, SessionId, VolumeId
 from blockstore.runtime.interfaces import IncomingCall
 from blockstore.volume.hosting import Hosting
@@ -28,6 +28,7 @@ RESTART_SECONDS = 0.2
 class _Owned:
     scope: trio.CancelScope
     owner: VolumeOwner | None = None
+    refusal: UnknownFormat | None = None  # why the last owner fell, if the next one will as well
 
 
 class VolumeHost:
@@ -57,6 +58,10 @@ class VolumeHost:
         if not isinstance(message, VolumeCall):
             return False
         owned = self._owned.get(message.volume)
+        if owned is not None and owned.refusal is not None:
+            call.payload.release()
+            call.fail(owned.refusal)
+            return True
         if owned is not None and owned.owner is not None:
             owned.owner.handle(call, message)
             return True
@@ -94,9 +99,14 @@ class VolumeHost:
                         break
                     owned.owner = VolumeOwner(self._world, record)
                     await owned.owner.run()
+                except* UnknownFormat as errors:
+                    owned.refusal = _first_of(errors)
+                    log.error("owner_cannot_read volume=%d why=%s", volume, owned.refusal)
                 except* BlockStoreError as errors:
                     log.error("owner_failed volume=%d why=%s", volume, errors.exceptions)
                 owned.owner = None
+                if owned.refusal is not None:
+                    await trio.sleep_forever()  # until control names another, or a newer release starts here
                 await trio.sleep(RESTART_SECONDS)
         if self._owned.get(volume) is owned:
             del self._owned[volume]
@@ -118,3 +128,8 @@ class VolumeHost:
             deadline=world.clock.now() + OPERATION_SECONDS,
         )
         return claimed
+
+
+def _first_of(group: BaseExceptionGroup[UnknownFormat]) -> UnknownFormat:
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first

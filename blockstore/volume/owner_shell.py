@@ -195,8 +195,9 @@ class VolumeOwner:
             self._reads.lookup_many(call, op)
         elif isinstance(op, ListKeys):
             check_read(op, self._state)
-            entries, more = self._state.map.page(op.prefix, op.after, op.delimiter, op.limit, op.at)
-            call.answer(KeyPage(tuple(entries), more, op.at))
+            page = self._state.map.page
+            entries, rest = page(op.prefix, op.after, op.delimiter, op.limit, op.at, op.start)
+            call.answer(KeyPage(tuple(entries), bool(rest), op.at, rest))
         elif isinstance(op, SnapshotList):
             call.answer(SnapshotRecords(tuple(self._state.snapshots.values())))
         else:

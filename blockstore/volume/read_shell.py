@@ -10,7 +10,7 @@ from collections.abc import Callable
 from blockstore.codec.messages import Entry, Extent, Found, FoundMany, Lookup, LookupMany
 from blockstore.codec.run_file import StoredVersion
 from blockstore.config import FRAME_PAYLOAD_BYTES_MAX, INLINE_BYTES_MAX
-from blockstore.errors import BlockStoreError, NotFound
+from blockstore.errors import BlockStoreError, NotFound, Unavailable
 from blockstore.runtime.interfaces import Buffer, IncomingCall
 from blockstore.volume.requests import check_read, clip
 from blockstore.volume.state import VolumeState
@@ -41,7 +41,12 @@ class ReadShell:
 
         def answer(value: bytes | None) -> None:
             if value is None:
-                call.answer(Found(_referring(op.key, version), state.chunks.placements_of(version.extents)))
+                try:
+                    placements = state.chunks.placements_of(version.extents)
+                except Unavailable as replaced:  # while the disk was being read, and its chunk dropped
+                    call.fail(replaced)
+                    return
+                call.answer(Found(_referring(op.key, version), placements))
             else:
                 part = value if end - start == version.size else memoryview(value)[start:end]
                 call.answer(Found(_inlined(op.key, version, end - start)), (part,))
@@ -137,9 +142,13 @@ class _Gathered:
         self._n_missing_values -= 1
         if self._n_missing_values:
             return
-        placements = self._state.chunks.placements_of(
-            extent for version in self._referred for extent in version.extents
-        )
+        try:
+            placements = self._state.chunks.placements_of(
+                extent for version in self._referred for extent in version.extents
+            )
+        except Unavailable as replaced:
+            self._call.fail(replaced)
+            return
         values = [value for value in self._values if value is not None]
         self._call.answer(FoundMany(tuple(self._entries), placements), values)
 

@@ -91,9 +91,10 @@ def check_key(key: bytes) -> None:
 
 
 def _check_snapshot_name(name: str) -> None:
-    if not 0 < len(name) <= SNAPSHOT_NAME_MAX or not name.isprintable() or "@" in name or "/" in name:
+    printable = name.isprintable() and "@" not in name and "/" not in name
+    if not printable or not 0 < len(name.encode()) <= SNAPSHOT_NAME_MAX:
         raise InvalidRequest(
-            f"A snapshot's name has 1 to {SNAPSHOT_NAME_MAX} printable characters without '@' and '/'."
+            f"A snapshot's name has 1 to {SNAPSHOT_NAME_MAX} bytes of printable text without '@' and '/'."
         )
 
 

@@ -32,6 +32,7 @@ from blockstore.codec.run_file import CheckpointHead, Result, RunInfo, StoredVer
 from blockstore.errors import (
     AlreadyExists,
     BlockStoreError,
+    InvalidRequest,
     NotFound,
     PreconditionFailed,
     StaleEpoch,
@@ -41,6 +42,9 @@ from blockstore.ids import ChunkId, VolumeId
 from blockstore.volume.chunk_table import ChunkEntry, ChunkTable
 from blockstore.volume.sessions import Sessions
 from blockstore.volume.versioned_map import Freed, VersionedMap
+
+SNAPSHOTS_MAX = 3_000
+"""They are listed in one answer, which must fit a frame's header."""
 
 _OK = Ok()
 
@@ -55,6 +59,7 @@ class VolumeState:
         self.sessions = Sessions()
         self.chunks = ChunkTable()
         self.newest_snapshot = 0
+        self._retained: frozenset[int] = frozenset()  # sequences of the snapshots
         self.history_to_purge = False  # a snapshot was deleted: versions that it alone saw are still there
 
     # --- reading
@@ -64,7 +69,7 @@ class VolumeState:
 
     def retains(self, at: int) -> bool:
         """Whether the state as of sequence `at` can be read: the head, or a snapshot."""
-        return at == 0 or any(snapshot.sequence == at for snapshot in self.snapshots.values())
+        return at == 0 or at in self._retained
 
     # --- changing
 
@@ -108,14 +113,16 @@ class VolumeState:
         if isinstance(record, SnapshotRecord):
             if record.name in self.snapshots:
                 raise AlreadyExists(f"snapshot {record.name!r}")
+            if len(self.snapshots) >= SNAPSHOTS_MAX:
+                raise InvalidRequest(f"A volume keeps at most {SNAPSHOTS_MAX:,} snapshots; delete some.")
             answer = SnapshotAnswer(record.name, sequence, record.created)
             self.snapshots[record.name] = answer
-            self.newest_snapshot = sequence
+            self._note_snapshots()
             return answer
         if isinstance(record, SnapshotDeleteRecord):
             if self.snapshots.pop(record.name, None) is None:
                 raise NotFound(f"snapshot {record.name!r}")
-            self.newest_snapshot = max(self.snapshot_sequences(), default=0)
+            self._note_snapshots()
             self.history_to_purge = True
             return _OK
         self.chunks.open_chunk(
@@ -161,6 +168,10 @@ class VolumeState:
         elif version.sequence != expected:
             raise PreconditionFailed(f"Object {name!r} was changed by somebody else.")
 
+    def _note_snapshots(self) -> None:
+        self._retained = frozenset(snapshot.sequence for snapshot in self.snapshots.values())
+        self.newest_snapshot = max(self._retained, default=0)
+
     def purge(self, keys: list[bytes]) -> None:
         """Drop what no snapshot sees, for some keys. Not journalled: replay and `purge` again give the same
         reads."""
@@ -187,7 +198,7 @@ class VolumeState:
     def load_head(self, head: CheckpointHead) -> None:
         self.sequence = head.sequence
         self.snapshots = {snapshot.name: snapshot for snapshot in head.snapshots}
-        self.newest_snapshot = max(self.snapshot_sequences(), default=0)
+        self._note_snapshots()
         self.sessions.load(head.sessions)
         self.chunks.load(head.chunks)
         self.epoch = max((stored.chunk.epoch for stored in head.chunks), default=0)

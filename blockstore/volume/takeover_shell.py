@@ -156,7 +156,6 @@ async def _load_checkpoint(world: World, state: VolumeState, root: Root) -> tupl
         for entries in decode_blocks(state.volume, memoryview(data)):
             state.map.load(entries)
             await trio.lowlevel.checkpoint()
-    state.map.recount()
     state.load_head(head)
     return head.runs
 

@@ -6,9 +6,12 @@ from collections import OrderedDict
 
 from blockstore.ids import ChunkId
 
+ENTRY_BYTES = 256
+"""What a value takes in memory besides its bytes: a cache of empty ones must not grow for ever."""
+
 
 class ValueCache:
-    """Bounded by bytes. A place in a chunk never changes its content, so nothing is ever invalidated."""
+    """Bounded by memory. A place in a chunk never changes its content, so nothing is ever invalidated."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
@@ -30,9 +33,9 @@ class ValueCache:
     def keep(self, chunk: ChunkId, offset: int, value: bytes) -> None:
         former = self._values.pop((chunk, offset), None)
         if former is not None:
-            self.size -= len(former)
+            self.size -= len(former) + ENTRY_BYTES
         self._values[chunk, offset] = value
-        self.size += len(value)
+        self.size += len(value) + ENTRY_BYTES
         while self.size > self.bytes_max:
             _, oldest = self._values.popitem(last=False)
-            self.size -= len(oldest)
+            self.size -= len(oldest) + ENTRY_BYTES

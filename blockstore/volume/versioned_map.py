@@ -10,17 +10,24 @@ then also more, never less). A tombstone is kept only while an older version is.
 
 from __future__ import annotations
 
+import heapq
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
-from sortedcontainers import SortedList
+from itertools import chain
 
 from blockstore.codec.messages import Entry
 from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version, encode_version
 from blockstore.config import FRAME_HEADER_BYTES_MAX
+from blockstore.volume.key_order import KeyOrder
 
 PAGE_BYTES_MAX = FRAME_HEADER_BYTES_MAX // 2
 """Of keys and metadata in one page: 1,000 keys with 8 KiB of metadata each are eight frames' worth."""
+
+KEYS_EXAMINED_MAX = 4_000
+"""Keys that one page may look at: some 10 ms."""
+
+SORTED_AT_ONCE = 20_000
+"""Keys sorted between two looks at what else there is to do: some 10 ms."""
 
 _ENTRY_BYTES = 32
 """What an entry takes in a message besides its key and metadata: size, sequence, checksum."""
@@ -29,27 +36,56 @@ Freed = list[StoredVersion]
 """Versions that nothing sees any more: their bytes are given back to their chunks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """The map, or the changed part of it, at one instant."""
+KeyState = tuple[bytes | None, tuple[bytes, ...]]
 
-    keys: list[bytes]
-    newest: dict[bytes, bytes]
-    older: dict[bytes, tuple[bytes, ...]]
-    changed: set[bytes]
+
+class Frozen:
+    """The map, or the changed part of it, as it was at one instant; read once."""
+
+    def __init__(self, of: VersionedMap, changed: set[bytes], parts: list[list[bytes]] | None) -> None:
+        """`parts`: all keys in order, if the whole map is wanted; otherwise those `changed`."""
+        self.changed = changed
+        self._of = of
+        self._saved: dict[bytes, KeyState] = {}  # of keys that changed since
+        self._unsorted = list(changed) if parts is None else []
+        self._parts = parts or []
+        self._are_in_order = parts is not None
+        self.n_keys = len(self._unsorted) + sum(len(part) for part in self._parts)
+
+    def save(self, key: bytes) -> None:
+        """The key is about to change."""
+        if key not in self._saved:
+            self._saved[key] = self._of.state_of(key)
+
+    def sort_some(self) -> bool:
+        """Sort some more of the keys. False: all are. A million at once would stop everything for a second,
+        and a node that stands still for less than that loses its lease."""
+        if not self._unsorted:
+            return False
+        keys = self._unsorted[-SORTED_AT_ONCE:]
+        del self._unsorted[-SORTED_AT_ONCE:]
+        keys.sort()
+        self._parts.append(keys)
+        return True
 
     def entries(self) -> Iterator[RunEntry]:
         """In key order; made one by one, so that the writer of a run can let others run between blocks."""
-        for key in self.keys:
-            yield key, self.newest.get(key), self.older.get(key, ())
+        while self.sort_some():
+            pass
+        saved, state_of = self._saved, self._of.state_of
+        for key in chain(*self._parts) if self._are_in_order else heapq.merge(*self._parts):
+            newest, older = saved.get(key) or state_of(key)
+            yield key, newest, older
+        self._of.release(self)
 
 
 class VersionedMap:
     def __init__(self) -> None:
         self._newest: dict[bytes, bytes] = {}
-        self._order: SortedList[bytes] = SortedList()  # of the keys of `_newest`
+        self._order = KeyOrder()  # of the keys of `_newest`
         self._older: dict[bytes, tuple[bytes, ...]] = {}
         self._changed: set[bytes] = set()
+        self._frozen: Frozen | None = None  # of which not all has been read yet
         self.n_live = 0
 
     # --- reading
@@ -70,41 +106,40 @@ class VersionedMap:
         return None if version.meta is None else version
 
     def page(
-        self, prefix: bytes, after: bytes, delimiter: bytes, limit: int, at: int
-    ) -> tuple[list[Entry], bool]:
-        """Up to `limit` entries (or common prefixes, with sequence 0) in key order, fewer when their metadata
-        would not fit one answer; whether more follow."""
+        self, prefix: bytes, after: bytes, delimiter: bytes, limit: int, at: int, start: bytes = b""
+    ) -> tuple[list[Entry], bytes]:
+        """Up to `limit` entries (or common prefixes, with sequence 0) in key order; and the `start` of the
+        rest, empty when there is none. A page begins at `start`, or behind `after`, the last entry of another
+        page. It has fewer entries, or none, when their metadata would not fit one answer, and when
+        KEYS_EXAMINED_MAX keys were looked at: a snapshot may show one of a million keys."""
         entries: list[Entry] = []
-        n_bytes = 0
-        start: bytes | None = prefix
-        inclusive = True
-        if after and after >= prefix:
-            if delimiter and after.find(delimiter, len(prefix)) >= 0:
-                start = _successor(after)  # the last page ended with this common prefix
-            else:
-                start, inclusive = after, False
-        while start is not None:
+        n_bytes = n_examined = 0
+        begin = _beginning(prefix, after, delimiter) if not start else max(start, prefix)
+        while begin is not None:
             restart: bytes | None = None
-            for key in self._order.irange(minimum=start, inclusive=(inclusive, True)):
+            for key in self._order.starting_at(begin):
                 if not key.startswith(prefix):
-                    return entries, False
+                    return entries, b""
+                n_examined += 1
+                if n_examined > KEYS_EXAMINED_MAX:
+                    return entries, key
                 version = self.find(key, at)
                 if version is None or version.meta is None:
                     continue
                 n_bytes += len(key) + len(version.meta) + _ENTRY_BYTES
                 if len(entries) == limit or (entries and n_bytes > PAGE_BYTES_MAX):
-                    return entries, True
+                    return entries, key
                 cut = key.find(delimiter, len(prefix)) if delimiter else -1
                 if cut >= 0:
                     folded = key[: cut + len(delimiter)]
                     entries.append(Entry(folded, 0, b"", 0, 0, ()))
                     restart = _successor(folded)
                     if restart is None:
-                        return entries, False
+                        return entries, b""
                     break
                 entries.append(Entry(key, version.sequence, version.meta, version.size, version.crc, ()))
-            start, inclusive = restart, True
-        return entries, False
+            begin = restart
+        return entries, b""
 
     def __len__(self) -> int:
         return len(self._newest)
@@ -113,7 +148,7 @@ class VersionedMap:
 
     def put(self, key: bytes, version: StoredVersion, newest_snapshot: int) -> Freed:
         """Make `version` the newest. `version.meta` None deletes."""
-        self._changed.add(key)
+        self._changing(key)
         former = self._newest.get(key)
         packed = encode_version(version)
         freed: Freed = []
@@ -144,14 +179,15 @@ class VersionedMap:
             until = newer.sequence
             for packed in history:
                 version = decode_version(packed)
-                if any(version.sequence <= snapshot < until for snapshot in snapshots):
+                first = bisect_left(snapshots, version.sequence)
+                if first < len(snapshots) and snapshots[first] < until:
                     kept.append(packed)
                 elif version.meta is not None:
                     freed.append(version)
                 until = version.sequence
             if len(kept) == len(history):
                 continue
-            self._changed.add(key)
+            self._changing(key)
             if kept:
                 self._older[key] = tuple(kept)
             else:
@@ -159,6 +195,11 @@ class VersionedMap:
                 if newest_is_tombstone:
                     self._remove(key)
         return freed
+
+    def _changing(self, key: bytes) -> None:
+        self._changed.add(key)
+        if self._frozen is not None:
+            self._frozen.save(key)
 
     def keys_with_history(self) -> list[bytes]:
         return list(self._older)
@@ -170,35 +211,50 @@ class VersionedMap:
         return len(self._changed)
 
     def freeze(self, *, whole: bool) -> Frozen:
-        """What a run must say: every key, or those changed since the last `freeze`.
-
-        Copies two dictionaries of references (a million keys: some 50 ms); the versions are shared."""
+        """What a run must say: every key, or those changed since the last `freeze`. Costs a copy of
+        references to the keys; versions are kept from now on before they change, and what takes longer is
+        left to `Frozen.sort_some`. One at a time: an earlier one is not read any more."""
         changed, self._changed = self._changed, set()
-        if whole:
-            return Frozen(list(self._order), self._newest.copy(), self._older.copy(), changed)
-        newest = self._newest
-        return Frozen(
-            sorted(changed),
-            {key: newest[key] for key in changed if key in newest},
-            {key: self._older[key] for key in changed if key in self._older},
-            changed,
-        )
+        self._frozen = Frozen(self, changed, self._order.copy() if whole else None)
+        return self._frozen
+
+    def state_of(self, key: bytes) -> KeyState:
+        """Its newest version and the older ones."""
+        return self._newest.get(key), self._older.get(key, ())
+
+    def release(self, frozen: Frozen) -> None:
+        """It has been read."""
+        if self._frozen is frozen:
+            self._frozen = None
 
     def unfreeze(self, frozen: Frozen) -> None:
         """The run could not be written: its keys count as changed again."""
-        self._changed |= frozen.changed
+        self.release(frozen)
+        fewer, more = sorted((frozen.changed, self._changed), key=len)
+        more |= fewer
+        self._changed = more
 
     def load(self, entries: Sequence[RunEntry]) -> None:
-        """Take what a run says; a later run overrides an earlier one."""
+        """Take what a run says, in order of its keys; a later run overrides an earlier one."""
+        newest_of, older_of = self._newest, self._older
+        added: list[bytes] = []
         for key, newest, history in entries:
+            former = newest_of.get(key)
+            if former is not None:
+                self.n_live -= key not in older_of or decode_version(former).meta is not None
             if newest is None:
                 self._remove(key)
             else:
-                self._set(key, newest)
+                newest_of[key] = newest
+                if former is None:
+                    added.append(key)
+                # A tombstone is kept only while an older version is.
+                self.n_live += not history or decode_version(newest).meta is not None
             if history:
-                self._older[key] = history
+                older_of[key] = history
             else:
-                self._older.pop(key, None)
+                older_of.pop(key, None)
+        self._order.extend(added)
 
     def _set(self, key: bytes, packed: bytes) -> None:
         if key not in self._newest:
@@ -209,11 +265,14 @@ class VersionedMap:
         if self._newest.pop(key, None) is not None:
             self._order.remove(key)
 
-    def recount(self) -> None:
-        """After the last `load`: the number of live keys is not stored but counted."""
-        self.n_live = len(self._newest) - sum(
-            decode_version(self._newest[key]).meta is None for key in self._older
-        )
+
+def _beginning(prefix: bytes, after: bytes, delimiter: bytes) -> bytes | None:
+    """The first key that may stand behind `after`, None if there is none."""
+    if not after or after < prefix:
+        return prefix
+    if delimiter and after.find(delimiter, len(prefix)) >= 0:
+        return _successor(after)  # the last page ended with this common prefix
+    return after + b"\0"
 
 
 def _successor(prefix: bytes) -> bytes | None:

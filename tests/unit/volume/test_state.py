@@ -1,0 +1,197 @@
+"""What each record does, live and in replay alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from blockstore.codec.journal_record import (
+    ChunkDroppedRecord,
+    ChunkOpenedRecord,
+    ChunkSealedRecord,
+    DeleteRecord,
+    EpochRecord,
+    JournalRecord,
+    PutRecord,
+    SnapshotDeleteRecord,
+    SnapshotRecord,
+)
+from blockstore.codec.messages import ABSENT, ANY, Extent, Failed, Granted, Ok, Placement, Written
+from blockstore.codec.run_file import Result
+from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
+from blockstore.volume.state import SNAPSHOTS_MAX, VolumeState
+
+VOLUME = VolumeId(7)
+JOURNAL = ChunkId(VOLUME, 1, 1)
+DATA = ChunkId(VOLUME, 1, 2)
+PLACEMENT = Placement(1, 1, (DiskId(1), DiskId(2)))
+CLIENT = SessionId(9)
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.state = VolumeState(VOLUME)
+        self.n_requests = 0
+        self.apply(ChunkOpenedRecord(RequestId(SessionId(1), 1), 0, JOURNAL, PLACEMENT, 10_000, "journal"))
+        self.apply(EpochRecord(1, 0.0))
+
+    def request(self) -> RequestId:
+        self.n_requests += 1
+        return RequestId(CLIENT, self.n_requests)
+
+    def apply(self, record: JournalRecord, offset: int = 0) -> Result:
+        return self.state.apply(record, self.state.sequence + 1, JOURNAL, offset)
+
+    def put(self, key: bytes = b"k", size: int = 10, expected: int = ANY) -> Result:
+        record = PutRecord(self.request(), 0, key, b"m", size, 0, expected, inline=True)
+        return self.apply(record, 100)
+
+    def put_extents(self, *extents: Extent, key: bytes = b"k", expected: int = ANY) -> Result:
+        size = sum(extent.length for extent in extents)
+        return self.apply(PutRecord(self.request(), 0, key, b"m", size, 0, expected, False, extents))
+
+    def delete(self, key: bytes = b"k", expected: int = ANY) -> Result:
+        return self.apply(DeleteRecord(self.request(), 0, key, expected))
+
+    def snapshot(self, name: str) -> Result:
+        return self.apply(SnapshotRecord(self.request(), 0, name, 1.0))
+
+    def grant(self) -> Result:
+        return self.apply(ChunkOpenedRecord(self.request(), 0, DATA, PLACEMENT, 1_000, "data"))
+
+    def live(self, chunk: ChunkId = JOURNAL) -> int:
+        entry = self.state.chunks.find(chunk)
+        assert entry is not None
+        return entry.live_bytes
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def why(result: Result) -> str:
+    assert isinstance(result, Failed)
+    return result.name
+
+
+def sequence(result: Result) -> int:
+    assert isinstance(result, Written)
+    return result.sequence
+
+
+def test_a_request_is_applied_once_and_answered_alike(bench: Bench) -> None:
+    record = PutRecord(RequestId(CLIENT, 50), 0, b"k", b"m", 10, 0, ABSENT, inline=True)
+    first = bench.apply(record, 100)
+    assert bench.apply(record, 200) == first
+    version = bench.state.map.find(b"k")
+    assert version is not None
+    assert version.extents[0].offset == 100
+    assert bench.live() == 10
+
+
+def test_a_refusal_is_remembered_too(bench: Bench) -> None:
+    bench.put()
+    record = PutRecord(RequestId(CLIENT, 50), 0, b"k", b"m", 10, 0, ABSENT, inline=True)
+    refused = bench.apply(record)
+    assert why(refused) == "PreconditionFailed"
+    bench.delete()
+    assert bench.apply(record) == refused
+
+
+def test_conditions_are_judged_by_what_is_there_when_their_turn_comes(bench: Bench) -> None:
+    first = sequence(bench.put(expected=ABSENT))
+    assert why(bench.put(expected=ABSENT)) == "PreconditionFailed"
+    second = sequence(bench.put(expected=first))
+    assert why(bench.put(expected=first)) == "PreconditionFailed"
+    assert why(bench.delete(expected=first)) == "PreconditionFailed"
+    bench.delete(expected=second)
+    assert why(bench.put(expected=second)) == "PreconditionFailed"
+    assert why(bench.delete()) == "NotFound"
+    bench.put(expected=ABSENT)
+
+
+def test_live_bytes_follow_overwriting_deleting_snapshots_and_purges(bench: Bench) -> None:
+    bench.put(size=10)
+    bench.put(size=20)
+    assert bench.live() == 20
+    bench.snapshot("s")
+    bench.put(size=5)
+    assert bench.live() == 25
+    bench.delete()
+    assert bench.live() == 20
+    bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))
+    assert bench.state.history_to_purge
+    bench.state.purge(bench.state.map.keys_with_history())
+    assert bench.live() == 0
+
+
+def test_a_snapshot_is_the_sequence_of_its_record_and_has_its_name_once(bench: Bench) -> None:
+    bench.put()
+    bench.snapshot("s")
+    at = bench.state.sequence
+    assert why(bench.snapshot("s")) == "AlreadyExists"
+    assert bench.state.snapshot_sequences() == [at]
+    assert bench.state.retains(at)
+    assert bench.state.retains(0)
+    assert not bench.state.retains(at - 1)
+    bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))
+    assert not bench.state.retains(at)
+    assert why(bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))) == "NotFound"
+
+
+def test_a_volume_keeps_so_many_snapshots(bench: Bench) -> None:
+    for number in range(SNAPSHOTS_MAX):
+        bench.snapshot(f"s{number}")
+    assert why(bench.snapshot("one more")) == "InvalidRequest"
+
+
+def test_a_granted_chunk_takes_its_sessions_extents_below_its_end(bench: Bench) -> None:
+    granted = bench.grant()
+    assert isinstance(granted, Granted)
+    assert granted.chunk == DATA
+    bench.put_extents(Extent(DATA, 0, 10, 10, 0))
+    bench.apply(ChunkSealedRecord(DATA, 20))
+    bench.put_extents(Extent(DATA, 10, 10, 10, 0), key=b"l")
+    assert bench.live(DATA) == 20
+    assert why(bench.put_extents(Extent(DATA, 20, 10, 10, 0))) == "StaleEpoch"
+    assert why(bench.put_extents(Extent(JOURNAL, 0, 10, 10, 0))) == "InvalidRequest"
+    assert bench.live(DATA) == 20
+
+
+def test_an_open_chunk_of_an_earlier_epoch_takes_nothing(bench: Bench) -> None:
+    bench.grant()
+    bench.apply(EpochRecord(2, 0.0))
+    assert why(bench.put_extents(Extent(DATA, 0, 10, 10, 0))) == "StaleEpoch"
+
+
+def test_a_refused_puts_extents_count_as_named(bench: Bench) -> None:
+    bench.grant()
+    bench.put()
+    assert why(bench.put_extents(Extent(DATA, 0, 10, 10, 0), expected=ABSENT)) == "PreconditionFailed"
+    bench.apply(ChunkSealedRecord(DATA, 10))
+    assert [chunk for chunk, _ in bench.state.chunks.dead_chunks(frozenset())] == [DATA]
+
+
+def test_a_dropped_chunk_is_gone(bench: Bench) -> None:
+    bench.grant()
+    bench.apply(ChunkSealedRecord(DATA, 10))
+    assert bench.apply(ChunkDroppedRecord(DATA)) == Ok()
+    assert bench.state.chunks.find(DATA) is None
+    assert why(bench.put_extents(Extent(DATA, 0, 10, 10, 0))) == "StaleEpoch"
+
+
+def test_a_head_holds_everything_but_the_map(bench: Bench) -> None:
+    bench.grant()
+    bench.put()
+    bench.snapshot("s")
+    bench.apply(EpochRecord(1, 0.0))
+    again = VolumeState(VOLUME)
+    again.load_head(bench.state.head(JOURNAL, 64, ()))
+    assert again.sequence == bench.state.sequence
+    assert again.epoch == 1
+    assert again.snapshots == bench.state.snapshots
+    assert again.newest_snapshot == bench.state.newest_snapshot
+    assert again.retains(bench.state.newest_snapshot)
+    assert again.sessions.to_stored() == bench.state.sessions.to_stored()
+    assert again.chunks.to_stored() == bench.state.chunks.to_stored()
+    assert again.history_to_purge, "a purge may have been cut short"

@@ -1,0 +1,241 @@
+"""Which version of which key is seen when, page by page, and what is purged."""
+
+from __future__ import annotations
+
+import pytest
+
+from blockstore.codec.messages import Extent
+from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version
+from blockstore.ids import ChunkId, VolumeId
+from blockstore.volume.versioned_map import KEYS_EXAMINED_MAX, PAGE_BYTES_MAX, VersionedMap
+
+CHUNK = ChunkId(VolumeId(1), 1, 1)
+
+
+def version(sequence: int, meta: bytes | None = b"m") -> StoredVersion:
+    return StoredVersion(sequence, meta, 1, 0, () if meta is None else (Extent(CHUNK, sequence, 1, 1, 0),))
+
+
+def tombstone(sequence: int) -> StoredVersion:
+    return version(sequence, None)
+
+
+def sequences(versions: list[StoredVersion]) -> list[int]:
+    return [one.sequence for one in versions]
+
+
+def found(keys: VersionedMap, key: bytes, at: int = 0) -> int | None:
+    one = keys.find(key, at)
+    return None if one is None else one.sequence
+
+
+# --- versions
+
+
+def test_the_newest_is_seen_and_a_former_one_that_no_snapshot_sees_is_given_back() -> None:
+    keys = VersionedMap()
+    assert keys.put(b"k", version(1), 0) == []
+    assert sequences(keys.put(b"k", version(2), 0)) == [1]
+    assert found(keys, b"k") == 2
+    assert keys.n_live == 1
+
+
+def test_a_snapshot_sees_what_was_there_before_it() -> None:
+    keys = VersionedMap()
+    keys.put(b"k", version(1), 0)
+    assert keys.put(b"k", version(3), 2) == []
+    assert sequences(keys.put(b"k", version(4), 2)) == [3], "no snapshot lies between 3 and 4"
+    assert (found(keys, b"k", 2), found(keys, b"k")) == (1, 4)
+
+
+def test_a_key_that_came_after_a_snapshot_is_not_in_it() -> None:
+    keys = VersionedMap()
+    keys.put(b"k", version(3), 2)
+    assert found(keys, b"k", 2) is None
+
+
+def test_a_deleted_key_is_in_the_snapshots_before_and_not_in_the_head() -> None:
+    keys = VersionedMap()
+    keys.put(b"k", version(1), 0)
+    keys.put(b"k", tombstone(3), 2)
+    assert (found(keys, b"k"), found(keys, b"k", 2)) == (None, 1)
+    assert (len(keys), keys.n_live) == (1, 0)
+    keys.put(b"k", version(4), 2)
+    assert (found(keys, b"k"), found(keys, b"k", 2), keys.n_live) == (4, 1, 1)
+
+
+def test_a_deleted_key_that_no_snapshot_sees_is_gone() -> None:
+    keys = VersionedMap()
+    keys.put(b"k", version(1), 0)
+    assert sequences(keys.put(b"k", tombstone(2), 0)) == [1]
+    assert (len(keys), keys.n_live) == (0, 0)
+
+
+# --- purge
+
+
+def history() -> VersionedMap:
+    """Versions 1, 3 and 5, seen by snapshots 2, 4 and the head."""
+    keys = VersionedMap()
+    keys.put(b"k", version(1), 0)
+    keys.put(b"k", version(3), 2)
+    keys.put(b"k", version(5), 4)
+    return keys
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "freed"), [([2, 4], []), ([4], [1]), ([2], [3]), ([], [3, 1]), ([9], [3, 1])]
+)
+def test_purge_drops_exactly_what_no_snapshot_sees(snapshots: list[int], freed: list[int]) -> None:
+    keys = history()
+    assert sequences(keys.purge([b"k", b"unknown"], snapshots)) == freed
+    assert found(keys, b"k") == 5
+    for snapshot, seen in ((2, 1), (4, 3)):
+        if snapshot in snapshots:
+            assert found(keys, b"k", snapshot) == seen
+    assert keys.keys_with_history() == ([] if len(freed) == 2 else [b"k"])
+
+
+def test_purge_removes_a_deleted_key_with_its_last_former_version() -> None:
+    keys = VersionedMap()
+    keys.put(b"k", version(1), 0)
+    keys.put(b"k", tombstone(3), 2)
+    assert sequences(keys.purge([b"k"], [])) == [1]
+    assert len(keys) == 0
+    assert list(keys.freeze(whole=False).entries()) == [(b"k", None, ())], "and the next run says so"
+
+
+# --- pages
+
+
+def filled(n_keys: int, meta: bytes = b"m") -> VersionedMap:
+    keys = VersionedMap()
+    for number in range(n_keys):
+        keys.put(b"%06d" % number, version(number + 1, meta), 0)
+    return keys
+
+
+def walk(keys: VersionedMap, prefix: bytes = b"", delimiter: bytes = b"", at: int = 0) -> list[list[bytes]]:
+    """All pages, going on where each says."""
+    pages: list[list[bytes]] = []
+    start = b""
+    while True:
+        entries, start = keys.page(prefix, b"", delimiter, 1_000, at, start)
+        pages.append([entry.key for entry in entries])
+        if not start:
+            return pages
+
+
+def test_a_page_has_so_many_entries_and_says_where_the_rest_starts() -> None:
+    keys = filled(5)
+    entries, rest = keys.page(b"", b"", b"", 2, 0)
+    assert ([entry.key for entry in entries], rest) == ([b"000000", b"000001"], b"000002")
+    entries, rest = keys.page(b"", b"", b"", 3, 0, rest)
+    assert ([entry.key for entry in entries], rest) == ([b"000002", b"000003", b"000004"], b"")
+
+
+def test_a_page_goes_on_behind_a_key_also_one_that_is_gone() -> None:
+    keys = filled(5)
+    keys.put(b"000002", tombstone(9), 0)
+    entries, _ = keys.page(b"", b"000002", b"", 1_000, 0)
+    assert [entry.key for entry in entries] == [b"000003", b"000004"]
+
+
+def test_a_page_of_much_metadata_is_shorter() -> None:
+    pages = walk(filled(200, b"m" * 8_000))
+    assert sum(len(page) for page in pages) == 200
+    assert all(len(page) * 8_000 <= PAGE_BYTES_MAX for page in pages)
+
+
+def test_a_page_that_finds_nothing_visible_ends_and_says_where_to_go_on() -> None:
+    keys = filled(3 * KEYS_EXAMINED_MAX)
+    keys.put(b"zz", version(1), 0)  # as old as the snapshot that is looked at
+    pages = walk(keys, at=1)
+    assert [key for page in pages for key in page] == [b"000000", b"zz"]
+    assert len(pages) == 4
+
+
+def test_folded_prefixes_go_on_in_the_middle_of_one() -> None:
+    keys = VersionedMap()
+    for number in range(KEYS_EXAMINED_MAX + 10):
+        keys.put(b"a/%06d" % number, version(number + 2), 0)
+    keys.put(b"a/x", version(1), 0)
+    keys.put(b"b", version(1), 0)
+    assert [key for page in walk(keys, delimiter=b"/", at=1) for key in page] == [b"a/", b"b"]
+    assert walk(keys, delimiter=b"/") == [[b"a/", b"b"]]
+    assert walk(keys, prefix=b"a/", delimiter=b"/", at=1)[-1] == [b"a/x"]
+
+
+# --- checkpoints
+
+
+def run_of(keys: VersionedMap, *, whole: bool = False) -> list[RunEntry]:
+    return list(keys.freeze(whole=whole).entries())
+
+
+def test_a_run_says_what_changed_since_the_last() -> None:
+    keys = filled(3)
+    assert len(run_of(keys)) == 3
+    keys.put(b"000001", version(9), 0)
+    assert [key for key, _, _ in run_of(keys)] == [b"000001"]
+    assert run_of(keys) == []
+    assert len(run_of(keys, whole=True)) == 3
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_changes_after_a_freeze_is_not_in_it(whole: bool) -> None:
+    keys = history()
+    keys.put(b"l", version(6), 4)
+    keys.put(b"m", version(7), 4)
+    before = [(b"k", 5, [3, 1]), (b"l", 6, []), (b"m", 7, [])]
+    frozen = keys.freeze(whole=whole)
+    keys.put(b"k", version(9), 4)
+    keys.put(b"l", tombstone(10), 4)
+    keys.put(b"n", version(11), 4)
+    keys.purge([b"k"], [])
+    seen = [
+        (key, newest and decode_version(newest).sequence, [decode_version(one).sequence for one in older])
+        for key, newest, older in frozen.entries()
+    ]
+    assert seen == before
+    assert [key for key, _, _ in run_of(keys)] == [b"k", b"l", b"n"]
+
+
+def test_keys_of_a_run_that_came_to_nothing_are_in_the_next() -> None:
+    keys = filled(3)
+    frozen = keys.freeze(whole=False)
+    keys.put(b"x", version(9), 0)
+    keys.unfreeze(frozen)
+    assert len(run_of(keys)) == 4
+
+
+def test_many_changed_keys_are_sorted_bit_by_bit() -> None:
+    keys = VersionedMap()
+    for number in range(50_000):
+        keys.put(b"%06d" % (number * 7_919 % 50_000), version(number + 1), 0)
+    frozen = keys.freeze(whole=False)
+    n_steps = 0
+    while frozen.sort_some():
+        n_steps += 1
+    assert n_steps == 3
+    assert [key for key, _, _ in frozen.entries()] == [b"%06d" % number for number in range(50_000)]
+
+
+def test_a_map_loads_from_its_runs_as_it_was() -> None:
+    keys = history()
+    keys.put(b"dead", version(6), 4)
+    runs = [run_of(keys)]
+    keys.put(b"dead", tombstone(8), 7)
+    keys.put(b"new", version(9), 7)
+    keys.put(b"gone", version(10), 7)
+    runs.append(run_of(keys))
+    keys.put(b"gone", tombstone(11), 7)
+    keys.put(b"a", version(12), 7)
+    runs.append(run_of(keys))
+    again = VersionedMap()
+    for entries in runs:
+        again.load(entries)
+    assert run_of(again, whole=True) == run_of(keys, whole=True)
+    assert again.n_live == keys.n_live == 3
+    assert (len(again), again.keys_with_history()) == (4, keys.keys_with_history())
+    assert run_of(again) == [], "what was loaded has not changed"
