@@ -511,32 +511,39 @@ class VolumeSession:
             for number in numbers:
                 del self._unanswered[number]
 
-    async def _fetch_wave(self, wave: Sequence[_Remote], at: int, timeout: float) -> list[bytes]:
+    async def _fetch_wave(self, wave: Sequence[_Remote], at: int, timeout: float) -> list[bytes | None]:
         wants: list[Want] = [(want.entry.extents, want.placements, want.start, want.end) for want in wave]
         try:
             data = await self._reader.read_many(wants, self._caller.now() + timeout)
         except BlockStoreError as error:
             if not may_retry(error):
                 raise
-            data = [await self._fetch_alone(want, at, timeout) for want in wave]
+            return [await self._fetch_alone(want, at, timeout) for want in wave]
         return [want.verified(value) for want, value in zip(wave, data, strict=True)]
 
-    async def _fetch_alone(self, want: _Remote, at: int, timeout: float) -> bytes:
-        """The slow way, with retries; a value that was replaced meanwhile comes as it is now."""
+    async def _fetch_alone(self, want: _Remote, at: int, timeout: float) -> bytes | None:
+        """The slow way, with retries; a value that was replaced meanwhile comes as it is now: its own end,
+        where the end was asked for."""
         try:
             entry = msgspec.structs.replace(want.entry, key=want.key)
             found = Found(entry, dict(want.placements))
             return await self.fetch_version(found, at, want.start, want.end, timeout)
         except PreconditionFailed:
-            found, data = await self.fetch(want.key, at, want.start, want.end, timeout)
-            want.entry = found.entry
-            return data
+            pass
+        try:
+            _, data = await self.fetch(want.key, at, *want.asked, timeout)
+        except NotFound:
+            if at:
+                raise  # a snapshot does not change: it is gone
+            return None
+        return data
 
 
 class _Remote:
-    """A range of a version that the owner did not give along, wanted at `index` of the results."""
+    """A range of a version that the owner did not give along, wanted at `index` of the results. `asked` is
+    the range before it was cut to this version's size."""
 
-    __slots__ = ("end", "entry", "index", "key", "placements", "start")
+    __slots__ = ("asked", "end", "entry", "index", "key", "placements", "start")
 
     def __init__(
         self,
@@ -546,9 +553,10 @@ class _Remote:
         placements: Mapping[ChunkId, Placement],
         start: int,
         end: int,
+        asked: tuple[int, int],
     ) -> None:
         self.index, self.key, self.entry, self.placements = index, key, entry, placements
-        self.start, self.end = start, end
+        self.start, self.end, self.asked = start, end, asked
 
     def verified(self, data: bytes) -> bytes:
         if self.start == 0 and self.end == self.entry.size and crc32c(data) != self.entry.crc:
@@ -580,14 +588,15 @@ def _take_values(op: LookupMany, answer: Answer, results: list[bytes | None], re
             results.append(None)
             continue
         size = entry.size
-        start, end = ranges[index] if ranges else (0, size)
+        asked = ranges[index] if ranges else (0, -1)
+        start, end = asked
         if end < 0 or end > size:
             end = size
         if start > end:
             start = end
         n_inline = entry.inline
         if n_inline < 0:
-            remote.append(_Remote(len(results), op.keys[index], entry, found.placements, start, end))
+            remote.append(_Remote(len(results), op.keys[index], entry, found.placements, start, end, asked))
             results.append(None)
             continue
         data = bytes(view[offset : offset + n_inline])

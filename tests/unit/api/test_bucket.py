@@ -18,6 +18,7 @@ from blockstore.api.bucket import Bucket
 from blockstore.api.session import LOOKUP_KEYS_MAX
 from blockstore.api.store import Store
 from blockstore.codec import messages as m
+from blockstore.codec.checksum import crc32c
 from blockstore.config import INLINE_BYTES_MAX
 from blockstore.errors import (
     AlreadyExists,
@@ -27,9 +28,9 @@ from blockstore.errors import (
     PreconditionFailed,
     Unavailable,
 )
-from blockstore.ids import KiB, MiB, NodeId
+from blockstore.ids import ChunkId, DiskId, KiB, MiB, NodeId
 from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
-from tests.unit.api.fake_store import FakeStore, opened_store
+from tests.unit.api.fake_store import FakeStore, Version, opened_store
 
 SIZES = (0, 1, 4 * KiB, INLINE_BYTES_MAX, INLINE_BYTES_MAX + 1, 5 * MiB + 3, 17 * MiB)
 
@@ -394,6 +395,31 @@ async def test_read_many_keeps_the_order(bucket: Bucket) -> None:
     )
     expected = [values["big"], values["big"][5:9], values["0049"][3:], values["bigger"][7:8], b""]
     assert ranged == expected
+
+
+async def test_read_many_gives_all_of_a_value_that_is_replaced_while_it_is_read(
+    bucket: Bucket, fake: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bucket.put("x", some_bytes(MiB))
+    await bucket.put("y", some_bytes(MiB))
+    volume, read, longer = fake.volumes[bucket.name], fake._fragments, some_bytes(MiB + 5)
+
+    def replace_first(message: m.AppendFragment | m.ReadFragments, payload: memoryview) -> object:
+        """By the time that the nodes are asked, x is another value, and y is deleted."""
+        if fake.fragments:
+            fake.fragments.clear()
+            meta = volume.keys[b"x"][-1].meta
+            volume.keys[b"x"].append(Version(volume.sequence + 1, meta, len(longer), crc32c(longer), longer))
+            volume.keys[b"y"].append(Version(volume.sequence + 2, None))
+            volume.sequence += 2
+        return read(message, payload)
+
+    monkeypatch.setattr(fake, "_fragments", replace_first)
+    with pytest.raises(NotFound, match="'y'"):
+        await bucket.read_many(["x", "y"])
+    volume.keys[b"x"].pop()
+    fake.fragments[DiskId(1), ChunkId(volume.volume, 9, 9)] = bytearray()
+    assert await bucket.read_many(["x"]) == [longer]
 
 
 async def test_read_many_of_small_objects_is_one_request(bucket: Bucket, fake: FakeStore) -> None:
