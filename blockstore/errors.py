@@ -7,6 +7,7 @@ sysexits.h. A field is a str, an int or a tuple of them.
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 Field = str | int
@@ -62,6 +63,16 @@ class PermissionDenied(BlockStoreError):
 
     exit_code = 77  # EX_NOPERM
     next_step = "Use a credential with the needed role; `blockstore credential list` shows them."
+
+
+class NoAccess(BlockStoreError):
+    """This user may not use a file or directory. Fields: which, what the system said."""
+
+    exit_code = 77
+    next_step = "Let this user read and write there, or name another place."
+
+    def __str__(self) -> str:
+        return f"{self.fields[0]} cannot be used: {self.fields[1]}."
 
 
 class PreconditionFailed(BlockStoreError):
@@ -259,6 +270,17 @@ def _all_kinds(root: type[BlockStoreError]) -> dict[str, type[BlockStoreError]]:
     for child in root.__subclasses__():
         kinds |= _all_kinds(child)
     return kinds
+
+
+def of_path(error: OSError, where: str) -> BlockStoreError:
+    """What it means that a file or directory of ours cannot be made or opened; of data at work see
+    `runtime/real_disk.py`."""
+    path, why = str(error.filename or where), error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(path)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return NoAccess(path, why)
+    return InvalidRequest(f"{path} cannot be used: {why}.")
 
 
 def to_wire(error: BlockStoreError) -> tuple[str, tuple[Field, ...]]:

@@ -26,12 +26,10 @@ UNMOUNT_SECONDS_MAX = 5.0
 
 
 class Faults:
-    """`note` takes what a reader of the report should know; `violate` what must not be."""
+    """`violate` takes what must not be."""
 
-    def __init__(
-        self, site: Site, seed: int, note: Callable[[str], None], violate: Callable[[str], None]
-    ) -> None:
-        self._site, self._note, self._violate = site, note, violate
+    def __init__(self, site: Site, seed: int, violate: Callable[[str], None]) -> None:
+        self._site, self._violate = site, violate
         self._rng = random.Random(f"{seed} faults")
         self.rotten: LocalNode | None = None
         """The node whose bits rot in this run, once they did."""
@@ -72,6 +70,13 @@ class Faults:
                 await trio.sleep(fault.hold)
             case "rotlog":
                 await self._rot_log(node)
+
+    async def start_the_fallen(self) -> None:
+        """Whoever ended without our doing is a violation, and started again."""
+        for node in self._site.nodes:
+            if not node.running:
+                self._violate(f"node {node.node} ended by itself: {_end(node)}")
+                await self._start(node)
 
     async def kill_all(self) -> None:
         """And start them again: what they had in memory is gone."""
@@ -127,9 +132,6 @@ class Faults:
         await trio.to_thread.run_sync(disk.fill)  # what was deleted meanwhile
         await trio.sleep(fault.hold / 2)
         disk.empty()
-        if not node.running:
-            self._violate(f"node {node.node} ended because its disk was full: {_end(node)}")
-            await self._start(node)
 
     async def _cut_power(self, nodes: list[LocalNode], seconds: float) -> None:
         for node in nodes:

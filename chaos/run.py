@@ -45,7 +45,6 @@ class Verdict:
     seed: int
     struck: list[Struck] = field(default_factory=list[Struck])
     violations: list[str] = field(default_factory=list[str])
-    notes: list[str] = field(default_factory=list[str])
     n_writes: int = 0
     n_reads: int = 0
     n_bytes: int = 0
@@ -88,7 +87,7 @@ class _Run:
     def __init__(self, site: Site, store: aio.Store, seed: int, verdict: Verdict, tell: Tell) -> None:
         self._site, self._store, self._seed = site, store, seed
         self._verdict, self._tell = verdict, tell
-        self._faults = Faults(site, seed, verdict.notes.append, self._violate)
+        self._faults = Faults(site, seed, self._violate)
         self._histories: dict[str, History] = {}
         self._workloads: dict[str, Workload] = {}
 
@@ -136,6 +135,7 @@ class _Run:
                 nursery.start_soon(self._faults.strike, fault, node)
             for workload in self._workloads.values():
                 nursery.start_soon(workload.snapshot, f"during-{number}")
+        await self._faults.start_the_fallen()
         await self._until_whole()
         gaps = {name: workload.gaps.longest_now() for name, workload in self._workloads.items()}
         struck = Struck(

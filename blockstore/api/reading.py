@@ -128,7 +128,8 @@ class PageCursor:
         self._prefix = prefix_key(prefix)
         self._delimiter = prefix_key(delimiter or "")
         self._at = at
-        self._after = self._start = b""
+        self._after: bytes = b""
+        self._start: bytes = b""
         self._more = True
 
     async def fetch(self, session: VolumeSession, timeout: float) -> list[ObjectInfo | CommonPrefix]:

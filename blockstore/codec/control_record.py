@@ -171,7 +171,8 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(value: bytes, kind: type[R], key: str) -> R:
-    """The record behind `key`. Raise Corrupt when it is none of that kind, UnknownFormat when it is newer."""
+    """The record behind `key`. Raise Corrupt when it is none of that kind, UnknownFormat when it is another
+    version."""
     try:
         record = _record_decoder.decode(_body(value, f"The control record {key!r}"))
     except msgspec.DecodeError as error:
@@ -204,7 +205,7 @@ def decode_snapshot(data: bytes) -> SnapshotContent:
     magic, version, crc, length = _HEADER.unpack_from(data)
     if magic != SNAPSHOT_MAGIC:
         raise Corrupt(what, "it does not begin with its magic")
-    if version > SNAPSHOT_VERSION:
+    if version != SNAPSHOT_VERSION:
         raise UnknownFormat(what, version, SNAPSHOT_VERSION)
     body = memoryview(data)[SNAPSHOT_HEADER_BYTES:]
     if len(body) != length:
@@ -220,6 +221,6 @@ def decode_snapshot(data: bytes) -> SnapshotContent:
 def _body(content: bytes, what: str) -> memoryview:
     if not content:
         raise Corrupt(what, "it is empty")
-    if content[0] > RECORD_VERSION:
+    if content[0] != RECORD_VERSION:
         raise UnknownFormat(what, content[0], RECORD_VERSION)
     return memoryview(content)[1:]

@@ -200,7 +200,7 @@ def decode_header(view: memoryview, chunk: ChunkId, offset: int) -> BatchHeader:
     header_crc, block_crc = _CHECKS.unpack_from(view, _HEADER.size)
     if magic != MAGIC:
         raise Corrupt("A journal batch", f"{where}: no batch begins here")
-    if version > VERSION:
+    if version != VERSION:
         raise UnknownFormat("The journal", version, VERSION)
     if crc32c(view[: _HEADER.size], _place_seed(chunk, offset)) != header_crc:
         raise Corrupt("A journal batch", f"{where}: checksum of the header")

@@ -138,7 +138,7 @@ def decode_root(data: bytes) -> Root:
         root = _root_decoder.decode(data)
     except msgspec.ValidationError as error:
         raise Corrupt("A volume's root", str(error)) from error
-    if root.version > VERSION:
+    if root.version != VERSION:
         raise UnknownFormat("A volume's checkpoint", root.version, VERSION)
     return root
 
@@ -159,7 +159,7 @@ def _unframe(
     head_crc, body_crc = _CHECKS.unpack_from(view, _HEADER.size)
     if found_magic != magic or crc32c(view[: _HEADER.size]) != head_crc:
         raise Corrupt("A checkpoint", f"{where}: no block begins here")
-    if version > VERSION:
+    if version != VERSION:
         raise UnknownFormat("A volume's checkpoint", version, VERSION)
     if (
         found_volume != volume

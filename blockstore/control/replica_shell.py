@@ -41,6 +41,7 @@ from blockstore.control.views import CLUSTER, Views
 from blockstore.control.watches import Watches
 from blockstore.errors import (
     BlockStoreError,
+    Corrupt,
     DeadlineExceeded,
     NoSpace,
     NotLeader,
@@ -48,13 +49,15 @@ from blockstore.errors import (
     ProtocolViolation,
     TransactionConflict,
     Unavailable,
+    UnknownFormat,
 )
 from blockstore.ids import NodeId, RequestId, SessionId
 from blockstore.runtime.interfaces import Address, Clock, Disk, Network
 
 log = logging.getLogger("blockstore.control")
 
-MEMBERS_FILE = "control-members"
+MEMBERS_FILES = ("control-members", "control-members-copy")
+"""The same in both, for rot: a node that knows no peer hears none, so it would stay alone."""
 _MEMBER_PREFIXES = (CLUSTER, "node/", "disk/", "credential/")
 
 PAUSE_SECONDS_MIN = 0.01
@@ -126,9 +129,21 @@ class Replica:
         return RequestId(self._session, self._n_requests)
 
     def load_members(self) -> None:
-        content = self._disk.read_file(MEMBERS_FILE)
-        if content is not None:
-            self._hints.state.restore(decode_snapshot(content))
+        """Corrupt or UnknownFormat if no copy is whole."""
+        contents = [content for name in MEMBERS_FILES if (content := self._disk.read_file(name)) is not None]
+        whole: list[SnapshotContent] = []
+        why: BlockStoreError | None = None
+        for content in contents:
+            try:
+                whole.append(decode_snapshot(content))
+            except (Corrupt, UnknownFormat) as error:
+                why = error
+        if whole:
+            self._hints.state.restore(max(whole, key=lambda members: members.revision))
+        elif why is not None:
+            raise why
+        if why is not None:
+            log.warning("members_damaged why=%s", why)  # written anew when the leader is heard
 
     def save_members(self) -> None:
         """Keep the members' records if they have changed. On a full disk the older ones stay, which only make
@@ -327,4 +342,6 @@ def write_members(disk: Disk, state: ControlState) -> None:
         for prefix in _MEMBER_PREFIXES
         for key, item in state.prefixed(prefix)
     )
-    disk.replace_file(MEMBERS_FILE, encode_snapshot(SnapshotContent(state.revision, items, ())))
+    content = encode_snapshot(SnapshotContent(state.revision, items, ()))
+    for name in MEMBERS_FILES:
+        disk.replace_file(name, content)

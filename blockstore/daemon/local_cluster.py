@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from blockstore.daemon import setup
-from blockstore.errors import AddressInUse, InvalidRequest, NotAStore, Unavailable
+from blockstore.errors import AddressInUse, InvalidRequest, NotAStore, Unavailable, of_path
 from blockstore.ids import NodeId
 
 READY_SECONDS_MAX = 30.0
@@ -179,8 +179,12 @@ class LocalCluster:
         if n_nodes < 1:
             raise InvalidRequest(f"A cluster has at least 1 node, not {n_nodes}.")
         directory = directory.resolve()
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            is_empty = not any(directory.iterdir())
+        except OSError as error:
+            raise of_path(error, str(directory)) from error
+        if not is_empty:
             raise NotAStore(
                 str(directory), "it holds something else, or a cluster whose making was interrupted"
             )

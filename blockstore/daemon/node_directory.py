@@ -18,7 +18,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from blockstore.errors import InvalidRequest, NotAStore, UnknownFormat
+from blockstore.errors import InvalidRequest, NotAStore, UnknownFormat, of_path
 from blockstore.ids import DiskId, NodeId
 from blockstore.runtime.interfaces import Address
 
@@ -79,7 +79,7 @@ class NodeDirectory:
         try:
             facts = json.loads((self.path / "node.json").read_text())
             version = facts.pop("version")
-            if version > VERSION:
+            if version != VERSION:
                 raise UnknownFormat(f"The node in {self.path}", version, VERSION)
             disks = tuple(DiskPlace(DiskId(one["disk"]), one["directory"]) for one in facts.pop("disks"))
             return NodeFile(**facts | {"zone": tuple(facts["zone"]), "disks": disks})
@@ -88,6 +88,8 @@ class NodeDirectory:
             raise NotAStore(str(self.path), why) from None
         except NotADirectoryError:
             raise NotAStore(str(self.path), "it is not a directory") from None
+        except OSError as error:
+            raise of_path(error, str(self.path)) from error
         except (ValueError, KeyError, TypeError) as error:
             raise NotAStore(str(self.path), f"its node.json cannot be understood ({error})") from error
 

@@ -40,6 +40,7 @@ from blockstore.errors import (
     NotAStore,
     ProtocolViolation,
     Unavailable,
+    of_path,
 )
 from blockstore.ids import DiskId, NodeId, RequestId, SessionId
 from blockstore.node.disk_shell import format_disk
@@ -245,7 +246,8 @@ async def _join(
                     raise ProtocolViolation(f"a node answered a join with {type(answer.message).__name__}")
                 return answer.message, bytes(answer.payload.view)
             await trio.sleep(0.2)
-    raise Unavailable(f"No node of the cluster could take the new one in: {last}")
+    hint = "" if admin is not None else "; a cluster with TLS needs the administrator's --credentials"
+    raise Unavailable(f"No node of the cluster could take the new one in: {last}{hint}.")
 
 
 class _Places:
@@ -262,18 +264,25 @@ class _Places:
     def __enter__(self) -> None:
         if self.node.exists():
             raise AlreadyExists(f"node in {self.node.path}")
-        for path in (self.node.path, *self.disks):
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise NotAStore(str(path), "it is not empty, and holds no node")
-        for path in (self.node.path, self.node.control, *self.disks):
-            if not path.exists():
-                path.mkdir(parents=True)
-                self._made.append(path)
+        try:
+            for path in (self.node.path, *self.disks):
+                if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                    raise NotAStore(str(path), "it is not empty, and holds no node")
+            for path in (self.node.path, self.node.control, *self.disks):
+                if not path.exists():
+                    path.mkdir(parents=True)
+                    self._made.append(path)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is not None:
-            for path in reversed(self._made):
-                shutil.rmtree(path, ignore_errors=True)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        for path in reversed(self._made):
+            shutil.rmtree(path, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise of_path(error, str(self.node.path)) from error
 
     def capacities(self) -> tuple[int, ...]:
         return tuple(shutil.disk_usage(path).total for path in self.disks)

@@ -89,7 +89,7 @@ def object_words(bucket: str, name: str) -> str:
     return f"object {name!r} in bucket {bucket!r}"
 
 
-# Both are typed in commands as `BUCKET@SNAPSHOT:PREFIX`, so `@`, `:` and `/` are out. Buckets are volumes, and
+# Both are typed in commands as `BUCKET@SNAPSHOT:PREFIX`, so `@`, `:` and `/` are out. Buckets are volumes;
 # control keeps the names of all kinds of volumes by one rule.
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")

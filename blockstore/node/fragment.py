@@ -67,6 +67,8 @@ class Span(NamedTuple):
     end: int
     first: int
     last: int
+    pieces: PieceIndex
+    """By which they are verified; the fragment itself may have given up its index when they come."""
 
 
 class Fragment:
@@ -336,7 +338,7 @@ class Fragment:
         ends = index.ends
         first = bisect_right(ends, offset)
         last = bisect_left(ends, end, first)
-        span = Span(ends[first - 1] if first else 0, ends[last], first, last)
+        span = Span(ends[first - 1] if first else 0, ends[last], first, last, index)
         if index.bad:
             for bad_start, bad_end in index.bad:
                 if bad_start < span.end and span.start < bad_end:
@@ -347,10 +349,8 @@ class Fragment:
 
     def verify(self, span: Span, data: memoryview) -> None:
         """Raises Corrupt. `data` are the bytes of the span."""
-        index = self.index
-        assert index is not None
         seed = self._piece_seed
-        start, _, first, last = span
+        start, _, first, last, index = span
         if first == last:
             if crc32c(data, seed ^ start) != index.crcs[first]:
                 raise Corrupt(f"Fragment of {self.chunk}", f"bytes {start} to {span.end}")

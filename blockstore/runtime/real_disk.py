@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from blockstore.errors import BlockStoreError, DiskFailed, NoSpace, NotFound, StoreLocked
+from blockstore.errors import BlockStoreError, DiskFailed, NoSpace, NotFound, StoreLocked, of_path
 from blockstore.runtime.interfaces import Buffer, File, Write
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ def _locked(directory: Path) -> Generator[None]:
     except FileNotFoundError as error:
         raise NotFound(f"directory {directory}") from error
     except OSError as error:
-        raise _translate(error, str(directory)) from error
+        raise of_path(error, str(directory)) from error
     owner, held = os.getpid(), [fd]
 
     def in_child() -> None:
@@ -89,8 +89,11 @@ def _locked(directory: Path) -> Generator[None]:
         except BlockingIOError as error:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
             raise StoreLocked(str(directory), int(holder) if holder.isdigit() else 0) from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{owner}\n".encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{owner}\n".encode(), 0)
+        except OSError as error:
+            raise of_path(error, str(directory)) from error
         os.register_at_fork(after_in_child=in_child)
         yield
     finally:

@@ -111,9 +111,12 @@ class TargetTree:
     """Writes files below one directory. A context manager; use from one thread."""
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise _in_the_way(directory, error) from error
         self.directory = directory
-        self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         self._folder: tuple[str, ...] = ()  # the last one used: names come in order, so mostly the next one's
         self._folder_fd = os.dup(self._root)
 

@@ -21,6 +21,9 @@ class Agenda:
         self._n_planned = 0  # orders what is due at the same instant
         self._nap: tuple[float, trio.CancelScope] | None = None
 
+    def __len__(self) -> int:
+        return len(self._planned)
+
     def at(self, when: float, call: Callable[[], None]) -> None:
         """Not from within this, even when it is due already."""
         self._n_planned += 1

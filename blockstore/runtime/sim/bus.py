@@ -64,6 +64,9 @@ class SimCarrier:
             if both_ways:
                 self._cuts.add((receiver, sender))
 
+    def mend(self, sender: NodeId, receiver: NodeId) -> None:
+        self._cuts.discard((sender, receiver))
+
     def heal(self) -> None:
         self._cuts.clear()
 

@@ -1,10 +1,10 @@
 """Trio, made deterministic: one seed, one order of tasks, one course of time.
 
-`run_simulated` is the only function that reaches into trio. It seeds the scheduler, which otherwise shuffles
-by chance of its own, and gives it a clock that stands still while anything can run and then jumps to whatever
-is due next: trio's MockClock with `autojump_threshold=0`, except that it looks at the agenda as well, so that
-a message on its way costs a call and not a task that wakes up. What runs inside must keep to the rest of the bargain: no thread, no real IO, no iteration over a
-set of anything but integers.
+`run_simulated` is the only function that reaches into trio. It seeds the scheduler, which otherwise
+shuffles by chance of its own, and gives it a clock that stands still while anything can run and then jumps
+to whatever is due next: trio's MockClock with `autojump_threshold=0`, except that it looks at the agenda as
+well, so that a message on its way costs a call and not a task that wakes up. What runs inside must keep to
+the rest of the bargain: no thread, no real IO, no iteration over a set of anything but integers.
 
 `Freezer` stops the tasks of one part of the program, as SIGSTOP stops a process: what becomes due for them
 meanwhile waits, and all of it happens at once when they thaw.

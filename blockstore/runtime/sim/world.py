@@ -103,6 +103,17 @@ class World:
     def tell(self, words: str, machine: str = "") -> None:
         self.trace.tell(self.clock.now(), machine, words)
 
+    def machine_of(self, task: trio.lowlevel.Task) -> str:
+        """The name of the machine that the task runs on; "" for one of the world."""
+        above: trio.lowlevel.Task | None = task
+        while above is not None:
+            for machine in self.machines.values():
+                if machine.root is above:
+                    return machine.name
+            nursery = above.parent_nursery
+            above = None if nursery is None else nursery.parent_task
+        return ""
+
     # --- links
 
     def cut(self, source: Machine, target: Machine) -> None:
@@ -111,8 +122,12 @@ class World:
         if source.node and target.node:
             self.bus.cut((source.node,), (target.node,), both_ways=False)
 
-    def mend(self) -> None:
-        """Every link carries again."""
+    def mend(self, source: Machine, target: Machine) -> None:
+        self.lanes.mend(source.name, target.name)
+        if source.node and target.node:
+            self.bus.mend(source.node, target.node)
+
+    def mend_all(self) -> None:
         self.lanes.mend_all()
         self.bus.heal()
 
@@ -178,7 +193,7 @@ class Machine:
         self.networks: list[MemoryNetwork] = []
         self._bus: MemoryBus | None = None
         self._chance = world.fork()
-        self._root: trio.lowlevel.Task | None = None
+        self.root: trio.lowlevel.Task | None = None
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self._held: list[Callable[[], None]] = []
@@ -255,7 +270,7 @@ class Machine:
         self.life += 1
         self.is_on, self.is_silent = True, False
         self._scope, self._ended = trio.CancelScope(), trio.Event()
-        self._root = trio.lowlevel.current_task()
+        self.root = trio.lowlevel.current_task()
         for disk in self.disks.values():
             disk.power_on()
         try:
@@ -267,12 +282,13 @@ class Machine:
         finally:
             if self.is_on:
                 self.kill()
-            self._root = None
+            self.root = None
             self._ended.set()
 
     async def ended(self) -> None:
         """Return when nothing of the last life is left."""
-        await self._ended.wait()
+        if self.life:
+            await self._ended.wait()
 
     def kill(self) -> None:
         """The process is gone (kill -9). Its operating system keeps what was written, and closes its
@@ -307,16 +323,16 @@ class Machine:
     def freeze(self) -> None:
         """SIGSTOP."""
         if self.is_on and not self.is_frozen:
-            assert self._root is not None
+            assert self.root is not None
             self.is_frozen = True
-            self.world.freezer.freeze(self._root)
+            self.world.freezer.freeze(self.root)
 
     def thaw(self) -> None:
         """SIGCONT."""
         if self.is_frozen:
-            assert self._root is not None
+            assert self.root is not None
             self.is_frozen = False
-            self.world.freezer.thaw(self._root)
+            self.world.freezer.thaw(self.root)
             held, self._held = self._held, []
             now = self.world.clock.now()
             for call in held:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from chaos.history import GONE, History, content, version_of
+from chaos.history import History, content, version_of
 
 
-def history_of(*sizes: int) -> tuple[History, list[bytes]]:
-    """Object "k" with these versions, all acknowledged."""
+def history_of(*sizes: int | None) -> tuple[History, list[bytes]]:
+    """Object "k" with these versions, all acknowledged; None: deleted."""
     history = History(7)
     values: list[bytes] = []
     for size in sizes:
-        if size == GONE:
-            version, data = history.ask_to_delete("k"), b""
-        else:
-            version, data = history.ask("k", size)
+        version, data = (history.ask_deletion("k"), b"") if size is None else history.ask("k", size)
         history.acknowledge("k", version)
         values.append(data)
     return history, values
@@ -31,6 +28,14 @@ def test_an_older_version_is_not() -> None:
     history, (first, _) = history_of(100, 200)
     history.check("k", history.floor("k"), first)
     assert "only 2 to 2" in history.violations[0]
+
+
+def test_a_version_that_was_seen_is_not_unseen() -> None:
+    history, (first,) = history_of(100)
+    _, second = history.ask("k", 200)
+    history.check("k", history.floor("k"), second)
+    history.check("k", history.floor("k"), first)
+    assert len(history.violations) == 1
 
 
 def test_a_read_that_began_earlier_may_show_what_was_there_then() -> None:
@@ -51,29 +56,33 @@ def test_missing_and_never_written_bytes_are_found() -> None:
 
 
 def test_a_deleted_object_is_missing_and_does_not_rise_again() -> None:
-    history, (first, _) = history_of(100, GONE)
+    history, (first, _) = history_of(100, None)
     history.check("k", history.floor("k"), None)
     assert history.violations == []
     history.check("k", history.floor("k"), first)
     assert len(history.violations) == 1
 
 
-def test_a_delete_that_was_not_answered_may_have_happened() -> None:
+def test_a_deletion_that_was_not_answered_may_have_happened() -> None:
     history, (first,) = history_of(100)
-    assert not history.may_be_missing("k")
-    history.ask_to_delete("k")
-    assert history.may_be_missing("k")
-    history.check("k", history.floor("k"), None)
+    history.ask_deletion("k")
     history.check("k", history.floor("k"), first)
+    history.check("k", history.floor("k"), None)
     assert history.violations == []
 
 
-def test_a_snapshot_shows_nothing_newer() -> None:
-    history, (first, second) = history_of(100, 200)
-    history.check("k", 1, first, ceiling=1)
-    assert history.violations == []
-    history.check("k", 1, second, ceiling=1)
+def test_a_snapshot_shows_nothing_newer_and_never_changes() -> None:
+    history, (first,) = history_of(100)
+    before = history.bounds_before()
+    _, second = history.ask("k", 200)
+    bounds = history.bounds(before)
+    history.ask("k", 300)
+    history.check_snapshot("s", "k", bounds, content(7, "k", 3, 300))
     assert len(history.violations) == 1
+    history.check_snapshot("s", "k", bounds, second)
+    assert len(history.violations) == 1
+    history.check_snapshot("s", "k", bounds, first)
+    assert "changed" in history.violations[1]
 
 
 def test_bytes_say_which_version_they_are() -> None:

@@ -22,7 +22,7 @@ from blockstore.codec.messages import (
     View,
     Volumes,
 )
-from blockstore.control.replica_shell import MEMBERS_FILE
+from blockstore.control.replica_shell import MEMBERS_FILES
 from blockstore.errors import (
     AlreadyExists,
     BlockStoreError,
@@ -372,11 +372,27 @@ async def test_a_full_disk_does_not_end_a_node_that_learns_of_new_members(autoju
         disk = cluster.machines[2].disk
         disk.capacity_bytes, had = 0, disk.capacity_bytes
         await cluster.join(4)
-        before = disk.read_file(MEMBERS_FILE)
+        before = [disk.read_file(name) for name in MEMBERS_FILES]
         await cluster.until(
             lambda: NodeId(4) in {node.node for node in cluster.machines[2].running.views.nodes()}
         )
         await trio.sleep(1)
-        assert disk.read_file(MEMBERS_FILE) == before
+        assert [disk.read_file(name) for name in MEMBERS_FILES] == before
         disk.capacity_bytes = had
-        await cluster.until(lambda: disk.read_file(MEMBERS_FILE) != before)
+        await cluster.until(lambda: disk.read_file(MEMBERS_FILES[1]) != before[1])
+
+
+@pytest.mark.parametrize("name", MEMBERS_FILES)
+async def test_a_rotten_bit_among_the_members_does_not_keep_a_node_from_its_peers(
+    autojump_clock: MockClock, name: str
+) -> None:
+    async with sim_cluster(3) as cluster:
+        cluster.kill(1)
+        disk = cluster.machines[1].disk
+        content = disk.read_file(name)
+        assert content is not None
+        disk.replace_file(name, content[:-1] + bytes([content[-1] ^ 1]))
+        await cluster.start(1)
+        await cluster.machines[1].running.started()
+        await trio.sleep(1)
+        assert disk.read_file(MEMBERS_FILES[0]) == disk.read_file(MEMBERS_FILES[1])

@@ -187,7 +187,7 @@ def test_what_changes_after_a_freeze_is_not_in_it(whole: bool) -> None:
     keys = history()
     keys.put(b"l", version(6), 4)
     keys.put(b"m", version(7), 4)
-    before = [(b"k", 5, [3, 1]), (b"l", 6, []), (b"m", 7, [])]
+    before: list[tuple[bytes, int, list[int]]] = [(b"k", 5, [3, 1]), (b"l", 6, []), (b"m", 7, [])]
     frozen = keys.freeze(whole=whole)
     keys.put(b"k", version(9), 4)
     keys.put(b"l", tombstone(10), 4)
