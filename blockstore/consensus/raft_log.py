@@ -314,6 +314,9 @@ class RaftLog:
         tail: _Tail | None = None
         names = [name for name in self._disk.names(FOLDER) if name.startswith(_SEGMENT_PREFIX)]
         for name in names:
+            if not name.removeprefix(_SEGMENT_PREFIX).isdecimal():
+                self._disk.remove(f"{FOLDER}/{name}")  # being made when the process was killed
+                continue
             number = int(name.removeprefix(_SEGMENT_PREFIX))
             content = self._disk.read_file(segment_name(number)) or b""
             scanned = scan_segment(content, number)

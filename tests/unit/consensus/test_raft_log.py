@@ -376,3 +376,11 @@ def test_the_last_batch_is_durable_before_it_counts_after_a_restart() -> None:
         found = opened(disk)[1]
         disk.crash()
         assert opened(disk)[1].entries == found.entries
+
+
+def test_a_segment_that_was_being_made_does_not_keep_the_log_from_loading() -> None:
+    """The real disk makes a file under another name; a process killed then leaves it."""
+    disk, state = filled()
+    disk.open(f"{segment_name(9)}.new", BLOCK_BYTES).close()
+    assert known(opened(disk)[1]) == state
+    assert f"{segment_name(9)}.new".removeprefix("raft/") not in disk.names("raft")
