@@ -11,7 +11,7 @@ from blockstore.ids import MiB
 from chaos.run import Verdict
 from chaos.schedule import KINDS, MEANINGS
 
-GAP_SECONDS_MAX: dict[str, float] = {"kill": 3.0, "freeze": 5.0}
+GAP_SECONDS_MAX: dict[str, float] = {"kill": 3.0, "restart": 3.0, "power": 3.0, "freeze": 5.0, "cut": 5.0}
 """What is promised when one node is hurt. Otherwise the promise is that no request fails, within its 30
 seconds."""
 

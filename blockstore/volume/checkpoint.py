@@ -57,12 +57,12 @@ class Draft:
     head: CheckpointHead
     whole: bool
 
-    def blocks(self) -> Iterator[bytes]:
+    def blocks(self, n_entries: int = BLOCK_ENTRIES) -> Iterator[bytes]:
         """The new run, block by block, so that others can run between them; first, while its keys are being
         sorted, empty ones."""
         while self.frozen.sort_some():
             yield b""
-        for index, entries in enumerate(split_blocks(self.frozen.entries(), BLOCK_ENTRIES)):
+        for index, entries in enumerate(split_blocks(self.frozen.entries(), n_entries)):
             yield encode_block(self.volume, self.head.sequence, index, entries)
 
 

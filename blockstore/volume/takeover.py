@@ -12,7 +12,9 @@ begins. Then, in this order, and why a crash between any two steps is harmless:
    found again, the same or longer; what is between was never acknowledged to anyone, and may be kept.
 3. Load the checkpoint that the root names, replay the journal from there. Reads only.
 4. Fence the members of open data chunks and find their ends, so that references to what clients wrote
-   before the takeover can still be committed, and nothing beyond. Said in the new journal's first batch.
+   before the takeover can still be committed, and nothing beyond. Said in the new journal's first batch,
+   with the ends of the journal's chunks, which are those that control has: found anew, from other members'
+   answers, an end could be smaller than the one that an owner between has recorded and replayed to.
 """
 
 from __future__ import annotations
@@ -59,13 +61,20 @@ def open_tail(journal: JournalList, root: Root | None) -> dict[ChunkId, Sought]:
     return {one.chunk: Sought(one.disks, floor(one.chunk)) for one in journal if one.length == OPEN}
 
 
-def open_data(state: VolumeState, ends: Mapping[ChunkId, int]) -> dict[ChunkId, Sought]:
-    """The open chunks that the replayed volume knows besides."""
+def open_data(state: VolumeState, journal: JournalList) -> dict[ChunkId, Sought]:
+    """The open chunks that the replayed volume knows besides its journal's."""
+    of_journal = {one.chunk for one in journal}
     return {
         chunk: Sought(entry.placement.disks, entry.committed)
         for chunk, entry in state.chunks.open_chunks()
-        if chunk not in ends
+        if chunk not in of_journal
     }
+
+
+def journal_ends(state: VolumeState, journal: JournalList) -> dict[ChunkId, int]:
+    """Of the journal's chunks that the volume does not know to have ended."""
+    still_open = {chunk for chunk, _ in state.chunks.open_chunks()}
+    return {one.chunk: one.length for one in journal if one.chunk in still_open}
 
 
 def ended_journal(journal: JournalList, ends: Mapping[ChunkId, int]) -> JournalList:

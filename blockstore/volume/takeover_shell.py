@@ -18,7 +18,15 @@ from blockstore.ids import ChunkId, DiskId
 from blockstore.runtime.interfaces import Answer
 from blockstore.volume.record_shell import Deposed, RecordShell
 from blockstore.volume.state import VolumeState
-from blockstore.volume.takeover import Fencing, Replay, Sought, ended_journal, open_data, open_tail
+from blockstore.volume.takeover import (
+    Fencing,
+    Replay,
+    Sought,
+    ended_journal,
+    journal_ends,
+    open_data,
+    open_tail,
+)
 from blockstore.volume.world import World
 
 log = logging.getLogger("blockstore.volume")
@@ -52,10 +60,14 @@ async def take_over(world: World, record: VolumeRecord, control_record: RecordSh
     runs = () if root is None else await _load_checkpoint(world, state, root)
     replay = Replay(state, journal, root)
     await _replay(world, replay)
-    data = open_data(state, ends)
-    ends |= await _fence(world, record, control_record, data, needed=False)
+    to_seal = journal_ends(state, journal)
+    for one in journal:
+        if one.chunk in to_seal and one.chunk not in tail:  # whoever found its end may not have told
+            seal_members(world, one.chunk, one.disks, record.epoch, one.length)
+    data = open_data(state, journal)
+    ends = await _fence(world, record, control_record, data, needed=False)
     _seal_all(world, record, data, ends)
-    to_seal = {chunk: length for chunk, length in ends.items() if state.chunks.find(chunk) is not None}
+    to_seal |= ends
     log.info(
         "volume_taken_over volume=%d epoch=%d sequence=%d replayed=%d seconds=%.3f",
         record.volume, record.epoch, state.sequence, replay.n_records, world.clock.now() - started,
