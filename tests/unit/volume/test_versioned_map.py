@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 import pytest
 
 from blockstore.codec.messages import Extent
-from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version
+from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version, encode_version
 from blockstore.ids import ChunkId, VolumeId
 from blockstore.volume.versioned_map import KEYS_EXAMINED_MAX, PAGE_BYTES_MAX, VersionedMap
 
@@ -239,3 +241,28 @@ def test_a_map_loads_from_its_runs_as_it_was() -> None:
     assert again.n_live == keys.n_live == 3
     assert (len(again), again.keys_with_history()) == (4, keys.keys_with_history())
     assert run_of(again) == [], "what was loaded has not changed"
+
+
+def test_many_keys_load_and_freeze_in_short_steps() -> None:
+    """A fifth of a million keys in a fifth of the time that a restart may take; and no step of it keeps
+    heartbeats waiting. Counted in processor time, whatever else runs here."""
+    n_keys = 200_000
+    loaded, longest = VersionedMap(), 0.0
+    packed = encode_version(version(1))
+    began = last = process_time()
+    for start in range(0, n_keys, 500):
+        loaded.load([(b"%09d" % number, packed, ()) for number in range(start, start + 500)])
+        now = process_time()
+        longest, last = max(longest, now - last), now
+    assert (loaded.n_live, last - began < 2.0) == (n_keys, True)
+    for number in range(0, n_keys, 4):
+        loaded.put(b"%09d" % number, version(number + 2), 0)
+    last = process_time()
+    for whole in (False, True):
+        frozen = loaded.freeze(whole=whole)
+        more = True
+        while more:
+            more = frozen.sort_some()
+            now = process_time()
+            longest, last = max(longest, now - last), now
+    assert longest < 0.15

@@ -1,0 +1,232 @@
+"""An owner on a node in this process: over restarts, checkpoints, snapshots and garbage.
+
+Everything is real: the node, its disk, and the clock; only the times between looks are short.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pytest
+import trio
+
+from blockstore import aio
+from blockstore.api.cluster import ClusterSession
+from blockstore.api.store import Opened, Store
+from blockstore.codec.checksum import crc32c
+from blockstore.codec.messages import ABSENT, Put, VolumeCall, Written
+from blockstore.codec.run_file import decode_root
+from blockstore.daemon import setup
+from blockstore.daemon.node_directory import NodeDirectory
+from blockstore.daemon.node_shell import Node, open_node
+from blockstore.daemon.real_doors_shell import EmbeddedDoors
+from blockstore.errors import NotFound, NotOwner
+from blockstore.ids import KiB, MiB, RequestId, SessionId, VolumeId
+from blockstore.volume import owner_shell
+from blockstore.volume.owner import Owner
+
+VOLUME = VolumeId(1)
+SECONDS_MAX = 20.0
+
+
+@dataclass
+class Running:
+    node: Node
+    doors: EmbeddedDoors
+    store: Store
+
+    async def call(self, op: Put, request: RequestId, value: bytes) -> Written:
+        """As a client's session sends it: again, if nobody serves yet."""
+        program, address = self.doors.program, self.doors.address
+        deadline = program.now() + SECONDS_MAX
+        record = self.node.control.views.volume(VOLUME)
+        assert record is not None
+        message = VolumeCall(VOLUME, record.epoch, request, request.number, op)
+        while True:
+            try:
+                answer = await program.call(address, message, (value,), deadline)
+            except NotOwner:
+                await program.sleep(0.01)
+                continue
+            assert isinstance(answer.message, Written)
+            return answer.message
+
+    def n_fragments(self) -> int:
+        return sum(disk.facts().n_fragments for disk in self.node.disks.values())
+
+    def checkpointed(self) -> int:
+        """The sequence that the last checkpoint covers; 0 before the first."""
+        record = self.node.control.views.volume(VOLUME)
+        return 0 if record is None or record.root is None else decode_root(record.root).sequence
+
+
+@asynccontextmanager
+async def running(directory: Path) -> AsyncGenerator[Running]:
+    first = NodeDirectory(directory)
+    if not first.exists():
+        await trio.to_thread.run_sync(setup.init_embedded, [directory])
+    facts = first.read()
+    doors = EmbeddedDoors(first, facts)
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[Opened]:
+        session = ClusterSession(doors.program, (doors.address,), random.Random())
+        yield Opened(session, trio.to_thread.run_sync, None)
+
+    async with open_node(facts, doors) as node, Store(opened()) as store:
+        yield Running(node, doors, store)
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner_shell, "CHECKPOINT_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(owner_shell, "TIDY_SECONDS", 0.02)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    with trio.fail_after(SECONDS_MAX):
+        while not holds():  # noqa: ASYNC110 - many things bring it about
+            await trio.sleep(0.01)
+
+
+async def contents(bucket: aio.Bucket | aio.Snapshot) -> dict[str, bytes]:
+    return {entry.name: await bucket.get(entry.name) async for entry in bucket.list()}
+
+
+async def test_a_repeated_request_is_answered_alike_by_the_next_owner(tmp_path: Path) -> None:
+    value, request = b"value", RequestId(SessionId(77), 5)
+    op = Put(b"key", b"", len(value), crc32c(value), (), ABSENT)
+    async with running(tmp_path) as one:
+        await one.store.create_bucket("x")
+        first = await one.call(op, request, value)
+        assert await one.call(op, request, value) == first
+    async with running(tmp_path) as one:
+        assert await one.call(op, request, value) == first
+
+
+async def test_also_when_a_checkpoint_lies_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner_shell, "CHECKPOINT_JOURNAL_RECORDS", 1)
+    value, request = b"value", RequestId(SessionId(77), 5)
+    op = Put(b"key", b"", len(value), crc32c(value), (), ABSENT)
+    async with running(tmp_path) as one:
+        await one.store.create_bucket("x")
+        first = await one.call(op, request, value)
+        await until(lambda: one.checkpointed() >= first.sequence)
+    async with running(tmp_path) as one:
+        assert await one.call(op, request, value) == first
+
+
+async def test_a_checkpoint_and_a_restart_give_the_same_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner_shell, "CHECKPOINT_JOURNAL_RECORDS", 50)
+    chance = random.Random(1)
+    head: dict[str, bytes] = {}
+    async with running(tmp_path) as one:
+        bucket = await one.store.create_bucket("x")
+        kept: dict[str, bytes] = {}
+        for number in range(300):
+            name = f"{chance.randrange(60):02d}"
+            if name in head and chance.random() < 0.3:
+                await bucket.delete(name)
+                del head[name]
+            else:
+                head[name] = chance.randbytes(chance.choice((0, 10, 5_000)))
+                await bucket.put(name, head[name])
+            if number == 150:
+                await bucket.snapshot("s")
+                kept = dict(head)
+        await bucket.put("large", large := chance.randbytes(300 * KiB))
+        head["large"] = large
+        await until(lambda: one.checkpointed() > 200)
+        assert await contents(bucket) == head
+    for _ in range(2):
+        async with running(tmp_path) as one:
+            bucket = await one.store.bucket("x")
+            assert await contents(bucket) == head
+            assert await contents(await bucket.at("s")) == kept
+            assert (await bucket.facts())["keys"] == len(head)
+
+
+async def test_what_only_a_deleted_snapshot_saw_is_deleted_at_the_node(tmp_path: Path) -> None:
+    value = random.Random(1).randbytes(300 * KiB)
+    async with running(tmp_path) as one:
+        bucket = await one.store.create_bucket("x")
+        await bucket.put("large", value)
+        await bucket.snapshot("s")
+    async with running(tmp_path) as one:  # whose takeover ended the chunk that the first session had
+        bucket = await one.store.bucket("x")
+        await bucket.delete("large")
+        before = one.n_fragments()
+        assert await (await bucket.at("s")).get("large") == value
+        await bucket.delete_snapshot("s")
+        await until(lambda: one.n_fragments() < before)
+        assert (await bucket.facts())["live_bytes"] == 0
+        with pytest.raises(NotFound):
+            await bucket.get("large")
+
+
+async def test_the_journal_before_a_checkpoint_is_deleted_once_its_values_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as one:
+        bucket = await one.store.create_bucket("x")
+        for number in range(20):
+            await bucket.put(f"{number}", b"v" * 1_000)
+    monkeypatch.setattr(owner_shell, "CHECKPOINT_JOURNAL_RECORDS", 1)
+    async with running(tmp_path) as one:
+        bucket = await one.store.bucket("x")
+        for number in range(20):
+            await bucket.put(f"{number}", b"w" * 1_000)  # nothing refers to the first chunk any more
+        await until(lambda: one.checkpointed() >= 40)
+        chunks = int((await bucket.facts())["chunks"])
+        await until(lambda: one.n_fragments() <= chunks)
+        assert await contents(bucket) == {f"{number}": b"w" * 1_000 for number in range(20)}
+    async with running(tmp_path) as one:
+        bucket = await one.store.bucket("x")
+        assert await contents(bucket) == {f"{number}": b"w" * 1_000 for number in range(20)}
+
+
+async def test_a_value_of_several_chunks_outlives_every_tidying_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_tidied = 0
+    end_idle_grants = Owner.end_idle_grants
+
+    def counted(self: Owner, now: float) -> None:
+        nonlocal n_tidied
+        n_tidied += 1
+        end_idle_grants(self, now)
+
+    monkeypatch.setattr(Owner, "end_idle_grants", counted)
+
+    async def two_tidyings() -> None:
+        enough = n_tidied + 2
+        await until(lambda: n_tidied >= enough)
+
+    async with running(tmp_path) as one:
+        bucket = await one.store.create_bucket("x")
+        source = _Source(80 * MiB, two_tidyings)  # a chunk is 64 MiB
+        await bucket.put("large", cast("BinaryIO", source))
+        assert await bucket.get("large", start=70 * MiB, end=70 * MiB + 8) == b"70707070"
+
+
+class _Source:
+    """A pipe: every piece takes its time, and it cannot be read again."""
+
+    def __init__(self, n_bytes: int, wait: Callable[[], Awaitable[None]]) -> None:
+        self._n_bytes, self._wait, self._position = n_bytes, wait, 0
+
+    def read(self, n_bytes: int) -> bytes:
+        trio.from_thread.run(self._wait)
+        n_bytes = min(n_bytes, self._n_bytes - self._position, MiB)
+        self._position += n_bytes
+        return b"%02d" % ((self._position - n_bytes) // MiB) * (n_bytes // 2)
+
+    def seekable(self) -> bool:
+        return False
