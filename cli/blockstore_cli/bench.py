@@ -14,8 +14,8 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,15 @@ from typing import Any, Literal
 
 import click
 import trio
+from click.core import ParameterSource
 
 from blockstore import aio
 from blockstore.daemon import setup
 from blockstore.daemon.local_cluster import LocalCluster
+from blockstore.errors import InvalidRequest, of_path
 from blockstore.ids import KiB, MiB
 from blockstore_cli import raw_figures
+from blockstore_cli.bench_objects import measure_objects, objects_text
 from blockstore_cli.copying import in_flight, run
 from blockstore_cli.dev import wait_until_settled
 from blockstore_cli.output import answer, note, table
@@ -82,7 +85,10 @@ Rates = dict[Scenario, list[float]]
 
 
 @click.command(
-    cls=LocalCommand, epilog=example("blockstore bench", "blockstore bench --only 'get 4 MiB' --json")
+    cls=LocalCommand,
+    epilog=example(
+        "blockstore bench", "blockstore bench --only 'get 4 MiB' --json", "blockstore bench --objects 1000000"
+    ),
 )
 @click.option("--nodes", "n_nodes", type=click.IntRange(6, 20), default=6, show_default=True)
 @click.option("--runs", type=click.IntRange(1, 20), default=3, show_default=True, help="Of every scenario.")
@@ -90,27 +96,57 @@ Rates = dict[Scenario, list[float]]
     "--seconds", type=click.FloatRange(0.1, 60), default=1.5, show_default=True, help="Of every run."
 )
 @click.option("--only", default="", metavar="TEXT", help="Scenarios with TEXT in their names ('put 4 KiB').")
+@click.option("--objects", "n_objects", type=click.IntRange(1_000, 100_000_000), metavar="N",
+              help="Put N objects of 1 KiB into one bucket instead, and kill its owner.")  # fmt: skip
 @click.option("--dir", "directory", type=click.Path(path_type=Path, file_okay=False), default=".",
               help="Where to make a folder for it; the working directory's disk if left out.")  # fmt: skip
-def bench(n_nodes: int, runs: int, seconds: float, only: str, directory: Path) -> None:
+def bench(n_nodes: int, runs: int, seconds: float, only: str, n_objects: int | None, directory: Path) -> None:
     """Measure the store on a cluster of its own, beside the machine's own figures."""
+    if n_objects is not None:
+        _measure_objects(n_objects, n_nodes, directory)
+        return
     chosen = [scenario for scenario in scenarios() if only in str(scenario)]
+    if not chosen:
+        raise InvalidRequest(f"No scenario has {only!r} in its name; one is called {str(scenarios()[0])!r}.")
     raw = Raw()
     rates: Rates = {scenario: [] for scenario in chosen}
-    with tempfile.TemporaryDirectory(prefix="blockstore-bench-", dir=directory) as folder:
+    with _folder(directory) as folder:
         raw.measure_loopback()
         security: setup.Security
         for security in ("plain", "tls"):
             mine = [scenario for scenario in chosen if scenario.security == security]
             if mine:
-                where = Path(folder, security)
                 note(f"{n_nodes} daemons, {security}")
-                with LocalCluster.create(where, n_nodes, security=security) as cluster:
+                with LocalCluster.create(folder / security, n_nodes, security=security) as cluster:
                     wait_until_settled(cluster)
                     run(partial(_measure, cluster, mine, runs, seconds, rates, raw))
         raw.measure_loopback()
     facts = report(raw, rates, n_nodes, runs, seconds)
     answer(facts, text(facts))
+
+
+def _measure_objects(n_objects: int, n_nodes: int, directory: Path) -> None:
+    context = click.get_current_context()
+    for option in ("runs", "seconds", "only"):
+        if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
+            raise InvalidRequest(f"--objects measures one thing, once; leave --{option} out.")
+    with _folder(directory) as folder:
+        facts = measure_objects(n_objects, n_nodes, folder)
+    answer(facts, objects_text(facts))
+    context.exit(1 if facts["wrong"] else 0)
+
+
+@contextmanager
+def _folder(directory: Path) -> Generator[Path]:
+    """A new one in `directory`, which is removed at the end."""
+    if not directory.is_dir():
+        raise InvalidRequest(f"{directory} is not a directory.")
+    try:
+        made = tempfile.TemporaryDirectory(prefix="blockstore-bench-", dir=directory)
+    except OSError as error:
+        raise of_path(error, str(directory)) from error
+    with made as folder:
+        yield Path(folder)
 
 
 def scenarios() -> list[Scenario]:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from blockstore.ids import KiB, MiB
-from blockstore_cli import raw_figures
+from blockstore_cli import main, raw_figures
 from blockstore_cli.bench import MB, Rates, Raw, Scenario, report, scenarios, text
+from blockstore_cli.bench_objects import objects_text
 
 
 def rates_of(per_second: float) -> Rates:
@@ -68,4 +69,41 @@ def test_the_raw_disk_is_measured_and_cleans_up(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(raw_figures, "FILE_BYTES", 8 * MiB)
     assert raw_figures.disk_write_bytes_per_second(tmp_path) > MB
     assert raw_figures.disk_write_bytes_per_second(tmp_path, direct=True) >= 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_very_many_objects_do_is_told_in_sentences() -> None:
+    told = objects_text(
+        {
+            "objects": 1_000_000, "object_bytes": 1_024, "in_flight": 64, "nodes": 6,
+            "puts_per_second_by_tenth": [2_000.0] * 9 + [1_500.0], "owner_rss_bytes": 300 * MiB,
+            "restart_to_first_answer_seconds": 2.5, "owner_moved": True, "keys_after_restart": 1_000_000,
+            "wrong": 0,
+        }
+    )  # fmt: skip
+    assert "1,000,000 objects of 1,024 bytes" in told
+    assert "2,000/s in the first tenth, 1,500/s in the last, which is 75% of it" in told
+    assert "300 MiB" in told
+    assert "after 2.5 s, by another node" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["--only", "frob"], "No scenario has 'frob' in its name"),
+        (["--objects", "1000", "--only", "put"], "leave --only out"),
+        (["--dir", "missing"], "missing is not a directory"),
+        (["--objects", "1000", "--dir", "missing"], "missing is not a directory"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_a_cluster_is_made(
+    line: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["bench", *line]) == 64
+    assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

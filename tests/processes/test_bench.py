@@ -1,0 +1,39 @@
+"""`blockstore bench` on a cluster of its own: what it answers, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+BENCH = [sys.executable, "-m", "blockstore_cli.main", "bench", "--objects", "1000", "--json", "--dir"]
+
+
+def test_very_many_objects_are_put_and_survive_their_owner(tmp_path: Path) -> None:
+    done = subprocess.run([*BENCH, tmp_path], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["objects"], facts["nodes"], facts["object_bytes"]) == (1_000, 6, 1_024)
+    assert (facts["keys_after_restart"], facts["wrong"]) == (1_000, 0)
+    assert len(facts["puts_per_second_by_tenth"]) == 10
+    assert min(facts["puts_per_second_by_tenth"]) > 0
+    assert facts["owner_rss_bytes"] > 2**24
+    assert 0 < facts["restart_to_first_answer_seconds"] < 30
+    assert "1,000 objects:" in done.stderr, "it tells how far it is"
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_removes_what_was_made(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*BENCH, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as bench:
+        assert bench.stderr is not None
+        assert "objects" in bench.stderr.readline()  # it is at work
+        bench.send_signal(signal.SIGINT)
+        said, told = bench.communicate(timeout=60)
+    assert bench.returncode == 130, told
+    assert (said, told.splitlines()[-1]) == ("", "Interrupted.")
+    assert "Traceback" not in told
+    assert not list(tmp_path.iterdir())
