@@ -558,6 +558,8 @@ class Heartbeat(_Message, frozen=True, tag=90):
     under_protected: tuple[tuple[VolumeId, int, int], ...] = ()
     """Volume, its chunks with fewer fragments than promised, failures that the worst of them still
     survives."""
+    damaged: tuple[tuple[DiskId, int], ...] = ()
+    """Disk, fragments on it of which something was found that cannot be read."""
 
 
 class LeaseGranted(_Message, frozen=True, tag=91):

@@ -153,6 +153,11 @@ class Control:
     def live_nodes(self) -> frozenset[NodeId]:
         return self._live.live(self._clock.now())
 
+    def suspect_disks(self) -> frozenset[DiskId]:
+        """Those that answered with an I/O error in the present run of their node."""
+        told = [self._facts(), *(self._told[node] for node in self.live_nodes() & self._told.keys())]
+        return frozenset(disk for facts in told for disk in facts.suspect)
+
     def observed(self) -> Observed:
         """What this node sees around it, for status."""
         live = self.live_nodes()
@@ -208,7 +213,9 @@ class Control:
             return
         if not self._live.on_heartbeat(sender, beat.incarnation, now, self._clock.wall()):
             return
-        self._told[sender] = NodeFacts(beat.used_bytes, beat.suspect, beat.owned, beat.under_protected)
+        self._told[sender] = NodeFacts(
+            beat.used_bytes, beat.suspect, beat.owned, beat.under_protected, beat.damaged
+        )
         seconds = self._supervisor.grant(sender, now)
         if seconds is not None:
             granted = LeaseGranted(beat.asked, seconds, self._replica.raft.term, self.revision)
@@ -227,6 +234,7 @@ class Control:
             facts.suspect,
             facts.owned,
             facts.under_protected,
+            facts.damaged,
         )
         self._bus.publish(self._wire.encode_bus(beat))
         seconds = self._supervisor.grant(self.me, now)

@@ -34,6 +34,7 @@ class NodeFacts:
     suspect: tuple[DiskId, ...] = ()
     owned: tuple[VolumeId, ...] = ()  # that it serves
     under_protected: tuple[tuple[VolumeId, int, int], ...] = ()  # volume, chunks, failures the worst survives
+    damaged: tuple[tuple[DiskId, int], ...] = ()  # disk, fragments of which something cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,13 @@ def assess(views: Views, observed: Observed, parity: Callable[[str], int]) -> He
     dead = [node for node in views.nodes() if node.node not in observed.live]
     suspect = {disk for node in observed.live for disk in _told(observed, node).suspect}
     unit = "node" if len(views.nodes()) > 1 else "disk"
-    margin = _margin(views, observed, suspect, parity, unit)
+    damaged = {disk: n for node in observed.live for disk, n in _told(observed, node).damaged}
+    margin = _margin_with_damage(views, observed, suspect, set(damaged), parity, unit)
     facts = [
         *_leader_facts(observed),
         *(_node_down(node, observed, margin) for node in dead),
         *(_disk_suspect(disk, margin) for disk in sorted(suspect)),
+        *(_disk_damaged(disk, damaged[disk], margin) for disk in sorted(damaged)),
         *_under_protected(views, observed),
         *_owner_facts(views, observed),
         *_voter_facts(observed),
@@ -82,6 +85,24 @@ def _told(observed: Observed, node: NodeId) -> NodeFacts:
 
 
 # --- the margin
+
+
+def _margin_with_damage(
+    views: Views,
+    observed: Observed,
+    suspect: set[DiskId],
+    damaged: set[DiskId],
+    parity: Callable[[str], int],
+    unit: str,
+) -> int | None:
+    """A damaged fragment counts as if its whole disk were missing. Damage on several disks may be in one
+    chunk or in several, so it may leave nothing to spare, but is not said to make anything unreadable."""
+    margin = _margin(views, observed, suspect, parity, unit)
+    if margin is None or not damaged:
+        return margin
+    singly = [_margin(views, observed, suspect | {disk}, parity, unit) for disk in sorted(damaged)]
+    jointly = _margin(views, observed, suspect | damaged, parity, unit)
+    return min(margin, max(0, jointly or 0), *(one or 0 for one in singly))
 
 
 def _margin(
@@ -193,8 +214,20 @@ def _disk_suspect(disk: DiskId, margin: int | None) -> Fact:
         f"Disk {disk} answered with an I/O error.",
         0.0,
         "What it holds is counted as missing." + _further(margin),
-        f"Nothing is written to it any more. {NO_REPAIR}",
+        f"What failed is not written again; new chunks avoid it until its node restarts. {NO_REPAIR}",
         "Look at the kernel's log; keep the disk, other copies are read.",
+    )
+
+
+def _disk_damaged(disk: DiskId, n_fragments: int, margin: int | None) -> Fact:
+    return Fact(
+        "fragments-damaged",
+        "danger" if margin is not None and margin < 1 else "warning",
+        f"{n_fragments} fragment{'' if n_fragments == 1 else 's'} on disk {disk} cannot be read in full.",
+        0.0,
+        "Nothing of it is served; their chunks have one fewer than promised." + _further(margin),
+        f"Other copies are read, and nothing more is written to it. {NO_REPAIR}",
+        "Copy what matters again (`blockstore cp`), and look at the disk: rot seldom comes alone.",
     )
 
 

@@ -199,9 +199,14 @@ class Node:
     # --- what control hears of this node, and this node of control
 
     def _tell_facts(self) -> NodeFacts:
-        used = tuple((disk, shell.facts().used_bytes) for disk, shell in self.disks.items())
-        suspect = tuple(disk for disk, shell in self.disks.items() if shell.suspect)
-        return NodeFacts(used, suspect, self.host.owned(), self.host.under_protected())
+        facts = {disk: shell.facts() for disk, shell in self.disks.items()}
+        return NodeFacts(
+            used_bytes=tuple((disk, one.used_bytes) for disk, one in facts.items()),
+            suspect=tuple(disk for disk, one in facts.items() if one.suspect),
+            owned=self.host.owned(),
+            under_protected=self.host.under_protected(),
+            damaged=tuple((disk, one.n_damaged) for disk, one in facts.items() if one.n_damaged),
+        )
 
     def _follow(self, nodes: NodeTable, bus: NodeBus) -> None:
         """Where everybody is, by the copy of control, or by what it last said when the copy is not there

@@ -76,6 +76,7 @@ class DiskFacts:
     free_bytes: int
     n_fragments: int
     suspect: bool
+    n_damaged: int  # fragments of which something cannot be read, and slots that cannot be told
 
 
 def format_disk(disk: Disk, disk_id: DiskId, cluster: str) -> None:
@@ -125,6 +126,7 @@ class DiskShell:
         self._opening: dict[ChunkId, list[Append]] = {}  # those that wait for a slot
         self._indexes: OrderedDict[ChunkId, Fragment] = OrderedDict()  # sealed ones that have theirs loaded
         self._n_unreadable = 0
+        self._damaged: set[ChunkId] = set()  # found by reading; a restart looks at open fragments only
         self._used_bytes = 0
         self._queued_bytes = 0
         self._n_queued = 0
@@ -174,6 +176,8 @@ class DiskShell:
                 if found.chunk in self._fragments:
                     raise Corrupt(f"Slot {slot}", f"a second fragment of {found.chunk}")
                 self._add(found)
+                if found.damaged:
+                    self._damaged.add(found.chunk)
             elif found is not None and self._slots.slots.put(found) is not None:
                 self._disk.remove(file_name(slot))  # one too many, and power failed before it was removed
         except (Corrupt, DiskFailed) as error:
@@ -212,6 +216,7 @@ class DiskShell:
 
     def _forget(self, fragment: Fragment) -> None:
         del self._fragments[fragment.chunk]
+        self._damaged.discard(fragment.chunk)
         self._open.pop(fragment.chunk, None)
         self._indexes.pop(fragment.chunk, None)
 
@@ -238,7 +243,8 @@ class DiskShell:
     def facts(self) -> DiskFacts:
         free = self._disk.free_bytes() + self._slots.slots.free_bytes
         used = self._used_bytes
-        return DiskFacts(used + free, used, free, len(self._fragments), self.suspect)
+        n_damaged = len(self._damaged) + self._n_unreadable
+        return DiskFacts(used + free, used, free, len(self._fragments), self.suspect, n_damaged)
 
     def _state(self, fragment: Fragment) -> FragmentState:
         return FragmentState(
@@ -416,7 +422,9 @@ class DiskShell:
         and what was under way for the volume has ended, so that no later answer can contradict them."""
         shell = self._fence_shell
         try:
-            self._check(ChunkId(volume, 0, 0), epoch)
+            self._fences.check(volume, epoch)
+            if volume < 0:
+                raise InvalidRequest(f"there is no volume {volume}")
         except BlockStoreError as error:
             on_done(error)
             return
@@ -434,9 +442,9 @@ class DiskShell:
             if fragment.chunk.volume == volume and fragment.is_busy:
                 left += 1
                 fragment.when_idle.append(one_done)
-        if self._fences.is_durable(volume, epoch):
+        if shell.failed is None and self._fences.is_durable(volume, epoch):
             one_done()
-        else:
+        else:  # a file of facts that failed says so at once; what is under way is waited for all the same
             shell.remember((Fact(Kind.FENCE, volume, epoch),), lambda _: one_done())
 
     # --- sealing and deleting
@@ -641,6 +649,7 @@ class DiskShell:
             raise
 
     def _quarantine(self, fragment: Fragment, text: str) -> None:
+        self._damaged.add(fragment.chunk)
         if not fragment.damaged:
             fragment.damaged = True
             self._tell("fragment-damaged", text)

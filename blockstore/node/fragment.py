@@ -284,13 +284,13 @@ class Fragment:
         """After `begin_seal`, with nothing under way. What to write; None when it is sealed at `length`
         already.
 
-        A seal found after a restart may still be in the page cache alone: then there is nothing to write
-        but a sync to wait for.
+        A seal found after a restart may be in the page cache alone, and clean there: a sync that failed drops
+        the pages' dirt, and the next one "succeeds". So it is written once more.
         """
         if self.sealed:
             if length != self.length:
                 raise FragmentSealed(self.length)
-            return None if self.seal_durable else ()
+            return None if self.seal_durable else (Write(0, (encode_header(self.header),)),)
         if self.failed is not None:
             raise self.failed
         assert not self.pending and self.sealing == length <= self.durable  # noqa: PT018

@@ -43,8 +43,8 @@ class ChunkPlaces:
         now: float,
         avoid: Collection[DiskId] = (),
     ) -> Placement:
-        """`avoid`: what a client could not reach just now. It speaks for itself alone: its word must not keep
-        others from sound disks."""
+        """`avoid`: disks that failed something, and what a client could not reach just now. A client speaks
+        for itself alone: its word must not keep others from sound disks."""
         sound = frozenset(disk for disk in live if disk not in avoid and self._avoided.get(disk, 0.0) <= now)
         try:
             return choose_placement(policy, groups, sound, preferred, self._used, self._rng)

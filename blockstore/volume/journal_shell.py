@@ -194,6 +194,7 @@ class JournalShell:
             world.live_disks(),
             world.own_disks(),
             world.clock.now(),
+            world.suspect_disks(),
         )
         chunk = self._places.next_chunk()
         await self._control_record.change(

@@ -290,8 +290,9 @@ class VolumeOwner:
         self._journal.wake()
         table = world.control.views.policy(policy.text)
         groups = () if table is None else table.groups
+        avoided = world.suspect_disks().union(avoid)
         return owner.opening(
-            policy, purpose, request, settled, groups, world.live_disks(), avoid, world.clock.now()
+            policy, purpose, request, settled, groups, world.live_disks(), avoided, world.clock.now()
         )
 
     # --- background

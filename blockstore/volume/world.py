@@ -40,10 +40,15 @@ class World:
         return frozenset(disk.disk for disk in self.control.views.disks_of(self.me))
 
     def live_disks(self) -> frozenset[DiskId]:
-        """Disks of live nodes that take new chunks."""
+        """Disks of live nodes, which may take new chunks."""
         control = self.control
         return frozenset(
             disk.disk
             for disk in control.views.disks()
             if disk.state == "active" and control.may_live(disk.node)
         )
+
+    def suspect_disks(self) -> frozenset[DiskId]:
+        """Disks that failed a write, a sync or a read since their node started: other ones are chosen where
+        there are enough."""
+        return self.control.suspect_disks()

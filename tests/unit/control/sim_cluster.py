@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -49,6 +49,7 @@ class Machine:
     node: NodeId
     disk: SimDisk
     listening: Listening
+    facts: NodeFacts = field(default_factory=NodeFacts)  # what it tells of itself besides the volumes that it owns
     control: Control | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     bus: MemoryBus | None = None
@@ -121,7 +122,7 @@ class SimCluster:
 
         def facts() -> NodeFacts:
             owned = machine.running.views.volumes_of(machine.node)
-            return NodeFacts(owned=tuple(volume.volume for volume in owned))
+            return replace(machine.facts, owned=tuple(volume.volume for volume in owned))
 
         def handle(call: IncomingCall) -> None:
             assert machine.running.handle(call)

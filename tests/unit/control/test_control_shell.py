@@ -22,6 +22,7 @@ from blockstore.codec.messages import (
     View,
     Volumes,
 )
+from blockstore.control.health import NodeFacts
 from blockstore.control.replica_shell import MEMBERS_FILES
 from blockstore.errors import (
     AlreadyExists,
@@ -294,6 +295,24 @@ async def test_status_tells_what_a_dead_node_means(autojump_clock: MockClock) ->
         assert f"node {victim} is out" in degraded.sentence
         assert {fact.code for fact in degraded.facts} == {"node-down", "no-voter-to-spare"}
         assert [node.live for node in degraded.nodes].count(False) == 1
+
+
+async def test_what_a_node_finds_wrong_with_its_disks_is_known_everywhere(autojump_clock: MockClock) -> None:
+    async with sim_cluster(3) as cluster:
+        await cluster.create_volume(1, "photos")
+        control = cluster.other_than(2)
+        (failed,), (rotten,) = (control.views.disks_of(NodeId(number)) for number in (2, 3))
+        cluster.machines[2].facts = NodeFacts(suspect=(failed.disk,))
+        cluster.machines[3].facts = NodeFacts(damaged=((rotten.disk, 2),))
+        await trio.sleep(0.3)
+        for running in cluster.running:
+            assert running.suspect_disks() == {failed.disk}
+            status = await cluster.ask(running.me, FetchStatus())
+            assert isinstance(status, Status)
+            assert {fact.code for fact in status.facts} == {"disk-suspect", "fragments-damaged"}
+        cluster.machines[2].facts = NodeFacts()  # its node started anew
+        await trio.sleep(0.3)
+        assert control.suspect_disks() == frozenset()
 
 
 async def test_events_reach_a_waiting_reader_at_every_node(autojump_clock: MockClock) -> None:

@@ -111,6 +111,32 @@ def test_a_suspect_disk_counts_as_missing() -> None:
     assert (health.severity, codes(health)) == (1, ["disk-suspect"])
 
 
+def test_rot_that_was_found_is_not_healthy() -> None:
+    cluster = Cluster(3)
+    cluster.create("v")
+    owned_by(cluster, 1)
+    disks = [cluster.views.disks_of(NodeId(number))[0].disk for number in (1, 2, 3)]
+    health = look(cluster, told={3: NodeFacts(damaged=((disks[2], 4),))})
+    assert (health.severity, codes(health)) == (1, ["fragments-damaged"])
+    assert "4 fragments" in health.facts[0].what
+    assert health.sentence.endswith("not all is as promised (see the facts); any 1 more node may fail.")
+    served = NodeFacts(owned=(VolumeId(1),), damaged=((disks[0], 1),))
+    everywhere = {1: served, 2: NodeFacts(damaged=((disks[1], 1),)), 3: NodeFacts(damaged=((disks[2], 1),))}
+    health = look(cluster, told=everywhere)
+    assert health.severity == 2
+    assert health.sentence == "All data is readable; losing any one node more may lose data."
+
+
+def test_rot_in_what_is_kept_once_is_data_that_cannot_be_read() -> None:
+    cluster = Cluster(1)
+    cluster.create("v", "replicated(1)")
+    with_journal(cluster, "v", 1, (1,))
+    disk = cluster.views.disks_of(NodeId(1))[0].disk
+    health = look(cluster, told={1: NodeFacts(owned=(VolumeId(1),), damaged=((disk, 1),))}, voters=(1,))
+    assert health.severity == 2
+    assert health.sentence.startswith("Some data cannot be read")
+
+
 def test_chunks_written_with_too_few_fragments_are_not_healthy_when_all_are_back() -> None:
     cluster = Cluster(3)
     cluster.create("v")

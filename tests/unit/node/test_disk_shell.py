@@ -247,6 +247,23 @@ def test_a_disk_that_cannot_remember_a_fence_takes_no_writes(bench: Bench) -> No
     assert bench.read(A, 0, 100) == SOME[:100]
 
 
+def test_a_fence_that_cannot_be_remembered_still_waits_for_what_is_under_way(bench: Bench) -> None:
+    """One answer decides where a chunk ends: no append may be acknowledged beyond it later."""
+    bench.appended(A, 0, SOME)
+    bench.disk.inject("write", DiskFailed("sim", "EIO"), "fences-1")
+    other = chunk(volume=9).volume
+    bench.shell.fence(other, 2, (), bench.taker("other"))
+    bench.append("under way", A, 50_000, SOME)
+    while "other" not in bench.outcomes:
+        assert bench.disk.step()
+    assert "under way" not in bench.outcomes
+    told = list[object]()
+    bench.shell.fence(VOLUME, 2, (A,), lambda outcome: told.append(bench.outcomes["under way"]))
+    bench.disk.settle()
+    assert told == [100_000], "the append's outcome was known when the fence was answered"
+    assert isinstance(bench.fenced(1, A), StaleEpoch), "refused, as long as the process lives"
+
+
 # --- sealing
 
 
@@ -283,6 +300,22 @@ def test_a_seal_asked_for_again_is_durable_when_answered() -> None:
         state = bench.state(A)
         assert state is not None
         assert state.sealed
+
+
+def test_a_seal_whose_sync_failed_is_written_anew_before_it_is_told() -> None:
+    """After the restart the cache shows the seal, is clean, and syncs without an error."""
+    for seed in range(20):
+        bench = Bench(seed)
+        bench.disk.settle()
+        bench.appended(A, 0, SOME)
+        bench.disk.inject("sync", DiskFailed("sim", "EIO"), file_of(bench, A))
+        assert isinstance(bench.sealed(A, 50_000), DiskFailed)
+        bench.restart()
+        assert bench.sealed(A, 50_000) is None
+        bench.crash(Random(seed))
+        state = bench.state(A)
+        assert state is not None
+        assert (state.length, state.sealed) == (50_000, True)
 
 
 def test_a_seal_may_fall_inside_a_piece(bench: Bench) -> None:
@@ -406,6 +439,9 @@ def test_a_flipped_bit_is_never_returned(bench: Bench) -> None:
     assert [code for code, _ in bench.events] == ["fragment-damaged"]
     assert isinstance(bench.appended(A, 50_000, b"x"), Corrupt), "quarantined"
     assert bench.sealed(A, 50_000) is None
+    assert bench.shell.facts().n_damaged == 1
+    assert bench.deleted(A) is None
+    assert bench.shell.facts().n_damaged == 0
 
 
 def test_a_misdirected_or_swapped_block_is_not_returned(bench: Bench) -> None:
@@ -479,12 +515,14 @@ def test_one_bad_header_copy_is_survived_two_leave_an_incomplete_inventory(bench
     bench.disk.flip(name, 70)
     bench.restart()
     assert bench.read(A, 0, 50_000) == SOME
+    assert bench.shell.facts().n_damaged == 0
     bench.disk.flip(name, 4096 + 70)
     bench.restart()
     assert "slot-unreadable" in dict(bench.events)
     states, complete = bench.shell.list_fragments(None, 100)
     assert [state.chunk for state in states] == [B]
     assert not complete
+    assert bench.shell.facts().n_damaged == 1
     bench.fenced(1, A)
     (state,) = bench.last_states
     assert (state.length, state.sealed, state.doubtful) == (0, False, True), "not: never had a byte"

@@ -1,0 +1,98 @@
+"""An embedded store whose disks fail or rot: nothing is lost while copies are left, and status says so.
+
+Real files; what the disk does wrong is done to them, or to the system call that reaches it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import blockstore
+from blockstore.runtime.interfaces import Write
+from blockstore.runtime.real_disk import RealFile
+from blockstore.volume import chunk_places
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Facts are told with the next heartbeat."""
+    until = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < until
+        os.sched_yield()
+
+
+def codes(store: blockstore.Store) -> set[str]:
+    return {fact.code for fact in store.status().facts}
+
+
+def test_rot_that_a_read_meets_is_read_around_and_told(tmp_path: Path) -> None:
+    directories = [tmp_path / str(number) for number in range(3)]
+    value = os.urandom(300_000)
+    with blockstore.open(directories) as store:
+        bucket = store.create_bucket("b")
+        bucket.put("x", value)
+        assert codes(store) == set()
+        n_rotten = 0
+        for path in (directories[0] / "disk" / "fragments").iterdir():
+            at = path.read_bytes().find(value[100_000:100_100])
+            if at >= 0:
+                n_rotten += 1
+                with path.open("r+b") as file:
+                    file.seek(at)
+                    file.write(bytes(byte ^ 1 for byte in value[100_000:100_100]))
+        assert n_rotten == 1
+
+        def is_told() -> bool:
+            assert bucket.get("x") == value
+            return codes(store) == {"fragments-damaged"}
+
+        wait_until(is_told)
+        status = store.status()
+        assert status.severity == 1
+        assert status.sentence.endswith("not all is as promised (see the facts); any 1 more disk may fail.")
+
+
+def test_a_disk_whose_sync_failed_gets_no_new_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_places, "AVOID_SECONDS", 0.0)  # only its being suspect keeps it away
+    directories = [tmp_path / str(number) for number in range(3)]
+    failing = directories[1] / "disk" / "fragments"
+    real, n_failed = os.fdatasync, 0
+
+    def fdatasync(fd: int) -> None:
+        nonlocal n_failed
+        if not n_failed and Path(os.readlink(f"/proc/self/fd/{fd}")).parent == failing:
+            n_failed += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    with blockstore.open(directories) as store:
+        bucket = store.create_bucket("b")
+        bucket.put("before", b"1")
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        bucket.put("meanwhile", b"2")
+        assert n_failed == 1
+        wait_until(lambda: "disk-suspect" in codes(store))
+        written = set[str]()
+        submit = RealFile.submit
+
+        def watch(
+            file: RealFile, writes: list[Write], on_done: Callable[[blockstore.BlockStoreError | None], None]
+        ) -> None:
+            written.add(os.readlink(f"/proc/self/fd/{file._fd}"))
+            submit(file, writes, on_done)
+
+        monkeypatch.setattr(RealFile, "submit", watch)
+        bucket.put("large", bytes(1_000_000))
+        assert written
+        assert not any(str(failing) in path for path in written)
+    monkeypatch.undo()
+    with blockstore.open(directories) as store:
+        bucket = store.bucket("b")
+        assert [bucket.get(name) for name in ("before", "meanwhile")] == [b"1", b"2"]
+        assert bucket.get("large") == bytes(1_000_000)
