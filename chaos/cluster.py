@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -94,7 +93,3 @@ class Site:
 def host_of(node: NodeId) -> int:
     """Nodes join in the order of the hosts, and ids are given in the order of joining."""
     return int(node)
-
-
-def remove(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)

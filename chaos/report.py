@@ -65,7 +65,7 @@ class Report:
                 gap, limit = self.longest_gap(kind), GAP_SECONDS_MAX.get(kind)
                 lines.append(
                     f"{kind:<10} {counts[kind]:>5} {f'{gap:.2f} s' if gap else '-':>12} "
-                    f"{f'< {limit:.0f} s' if limit else '':>9}   {MEANINGS[kind]}"
+                    f"{f'< {limit:.0f} s' if limit and gap else '':>9}   {MEANINGS[kind]}"
                 )
         lines += [f"{kind:<10} skipped: {why}" for kind, why in self.skipped.items()]
         if self.longest_gap_together():

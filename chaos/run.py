@@ -18,11 +18,11 @@ from chaos.cluster import Site
 from chaos.faults import Faults
 from chaos.history import History
 from chaos.schedule import SIGNAL_KINDS, Aim, Fault, Step
-from chaos.workload import Gaps, Workload
+from chaos.workload import Gaps, Load, Workload
 
 POLICIES = {"copies": "replicated(3)", "coded": "ec(4,2)"}
-N_WRITERS = 3
 SETTLE_SECONDS_MAX = 30.0
+USUAL_LOAD = Load()
 
 Tell = Callable[[str], None]
 
@@ -34,8 +34,16 @@ class Struck:
 
     kinds: tuple[str, ...]
     nodes: tuple[int, ...]
+    roles: tuple[Aim, ...]  # what each node was then; "anyone" also where the role was not found
     longest_gap: float
     gaps: dict[str, float]  # for each bucket
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    fault: Fault
+    node: LocalNode
+    role: Aim
 
 
 @dataclass(slots=True)
@@ -57,13 +65,24 @@ class Verdict:
     def passed(self) -> bool:
         return not self.violations
 
+    def n_hits(self, role: Aim) -> int:
+        """How many of those that were hurt had this role at that time."""
+        return sum(one.roles.count(role) for one in self.struck)
+
     def longest_gap(self, kind: str) -> float:
         """After a fault of this kind that came alone."""
         return max((one.longest_gap for one in self.struck if one.kinds == (kind,)), default=0.0)
 
 
 async def run(
-    directory: Path, seed: int, steps: Sequence[Step], *, n_nodes: int, plain: bool, tell: Tell
+    directory: Path,
+    seed: int,
+    steps: Sequence[Step],
+    *,
+    n_nodes: int,
+    plain: bool,
+    tell: Tell,
+    load: Load = USUAL_LOAD,
 ) -> Verdict:
     """Make the cluster in `directory`, run the schedule, stop the cluster; what is made elsewhere is gone
     afterwards, also after an error or when cancelled. Raise Unavailable when the daemons do not start."""
@@ -78,7 +97,7 @@ async def run(
                 aio.connect(site.cluster.location, credentials=None if plain else site.cluster.credentials)
             )
             tell(f"{n_nodes} daemons run after {time.monotonic() - began:.1f} s.")
-            await _Run(site, store, seed, verdict, tell).carry_out(steps)
+            await _Run(site, store, seed, verdict, tell).carry_out(steps, load)
     verdict.seconds = time.monotonic() - began
     return verdict
 
@@ -91,12 +110,12 @@ class _Run:
         self._histories: dict[str, History] = {}
         self._workloads: dict[str, Workload] = {}
 
-    async def carry_out(self, steps: Sequence[Step]) -> None:
+    async def carry_out(self, steps: Sequence[Step], load: Load) -> None:
         await self._until_whole()
         for name, policy in POLICIES.items():
             bucket = await self._store.create_bucket(name, policy=policy)
             history = self._histories[name] = History(self._seed)
-            self._workloads[name] = Workload(bucket, history, Gaps(), self._seed, N_WRITERS)
+            self._workloads[name] = Workload(bucket, history, Gaps(), self._seed, load)
         async with trio.open_nursery() as nursery:
             for workload in self._workloads.values():
                 nursery.start_soon(workload.run)
@@ -131,8 +150,8 @@ class _Run:
         for workload in self._workloads.values():
             workload.gaps.begin_fault()
         async with trio.open_nursery() as nursery:
-            for fault, node in targets:
-                nursery.start_soon(self._faults.strike, fault, node)
+            for target in targets:
+                nursery.start_soon(self._faults.strike, target.fault, target.node)
             for workload in self._workloads.values():
                 nursery.start_soon(workload.snapshot, f"during-{number}")
         await self._faults.start_the_fallen()
@@ -140,28 +159,30 @@ class _Run:
         gaps = {name: workload.gaps.longest_now() for name, workload in self._workloads.items()}
         struck = Struck(
             tuple(sorted(fault.kind for fault in step.faults)),
-            tuple(int(node.node) for _, node in targets),
+            tuple(int(target.node.node) for target in targets),
+            tuple(target.role for target in targets),
             max(gaps.values()),
             gaps,
         )
         self._verdict.struck.append(struck)
-        words = "; ".join(f"{fault}: node {node.node}" for fault, node in targets)
+        words = "; ".join(f"{target.fault}: node {target.node.node}" for target in targets)
         self._tell(f"{number + 1}. {words}; longest gap between writes {struck.longest_gap:.2f} s")
 
-    async def _targets(self, faults: Sequence[Fault]) -> list[tuple[Fault, LocalNode]]:
+    async def _targets(self, faults: Sequence[Fault]) -> list[_Target]:
         """For each fault a daemon of its own that has the role now; any, where the role is not found. Bits
         rot on one node only, the first that was chosen for it."""
         status = await self._store.status()
         owners = {volume.owner for volume in status.volumes}
         roles: dict[Aim, set[NodeId]] = {"leader": {status.leader}, "owner": owners, "anyone": set()}
-        targets: list[tuple[Fault, LocalNode]] = []
+        targets: list[_Target] = []
         for fault in sorted(faults, key=lambda fault: fault.kind != "rot"):
-            free = [node for node in self._site.nodes if node not in [taken for _, taken in targets]]
+            taken = [target.node for target in targets]
+            free = [node for node in self._site.nodes if node not in taken]
             fitting = [node for node in free if node.node in roles[fault.aim]] or free
             node = fitting[fault.index % len(fitting)]
             if fault.kind == "rot" and self._faults.rotten is not None:
                 node = self._faults.rotten
-            targets.append((fault, node))
+            targets.append(_Target(fault, node, fault.aim if node.node in roles[fault.aim] else "anyone"))
         return targets
 
     async def _until_whole(self) -> None:

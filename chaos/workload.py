@@ -20,12 +20,19 @@ WEIGHTS = (8, 24, 32, 16, 12, 6, 3, 1)
 OBJECTS_PER_WRITER = 20
 DELETED = 0.08
 """How often a writer deletes instead."""
-PACE_SECONDS = 0.004
-"""Between two requests of one client: the daemons, not the clients, shall have the processors."""
 
 SNAPSHOTS_KEPT = 8
 """Past it one of them, drawn, is read and deleted while faults go on."""
 READ_IN_SNAPSHOT = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """On each bucket: so many writers and as many readers, and a pause of `pace` seconds between two requests
+    of one client: the daemons, not the clients, shall have the processors."""
+
+    n_writers: int = 3
+    pace: float = 0.004
 
 
 @dataclass(slots=True)
@@ -48,11 +55,11 @@ class Gaps:
 
 
 class Workload:
-    """`n_writers` writers and as many readers on one bucket, until stopped."""
+    """Clients of one bucket, until stopped."""
 
-    def __init__(self, bucket: aio.Bucket, history: History, gaps: Gaps, seed: int, n_writers: int) -> None:
+    def __init__(self, bucket: aio.Bucket, history: History, gaps: Gaps, seed: int, load: Load) -> None:
         self._bucket, self._history, self.gaps = bucket, history, gaps
-        self._seed, self._n_writers = seed, n_writers
+        self._seed, self._load = seed, load
         self._rng = random.Random(f"{seed} snapshots")
         self._stopping = False
         self._snapshots: dict[str, Bounds] = {}
@@ -64,7 +71,7 @@ class Workload:
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            for number in range(self._n_writers):
+            for number in range(self._load.n_writers):
                 nursery.start_soon(self._write, number)
                 nursery.start_soon(self._read, number)
 
@@ -86,7 +93,7 @@ class Workload:
             else:
                 history.acknowledge(name, version)
                 self.gaps.acknowledged()
-            await trio.sleep(PACE_SECONDS)
+            await trio.sleep(self._load.pace)
 
     async def _read(self, number: int) -> None:
         rng = random.Random(f"{self._seed} reader {number}")
@@ -96,7 +103,7 @@ class Workload:
                 await self._check_in_snapshot(rng.choice(sorted(self._snapshots)), [rng.choice(names)])
             elif names:
                 await self._check(rng.choice(names))
-            await trio.sleep(PACE_SECONDS)
+            await trio.sleep(self._load.pace)
 
     async def _check(self, name: str) -> None:
         floor = self._history.floor(name)

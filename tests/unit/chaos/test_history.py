@@ -85,6 +85,33 @@ def test_a_snapshot_shows_nothing_newer_and_never_changes() -> None:
     assert "changed" in history.violations[1]
 
 
+def test_the_names_are_those_that_can_be_there() -> None:
+    history, _ = history_of(100)
+    history.ask("doubtful", 100)
+    history.acknowledge("gone", history.ask_deletion("gone"))
+    for names in ({"k"}, {"k", "doubtful"}):
+        history.check_listing(names)
+    assert history.violations == []
+    history.check_listing({"k", "gone", "stranger"})
+    history.check_listing(set())
+    assert history.violations == [
+        "stranger is listed; nobody wrote it",
+        "gone is listed",
+        "k is not listed",
+    ]
+
+
+def test_an_error_that_reached_the_application_is_a_violation_and_leaves_both_possible() -> None:
+    history, (first,) = history_of(100)
+    version, second = history.ask("k", 100)
+    history.fail("k", version, "QuorumLost()")
+    assert history.violations == ["writing version 2 of k failed: QuorumLost()"]
+    history.check("k", history.floor("k"), first)
+    history.check("k", history.floor("k"), second)
+    assert len(history.violations) == 1
+    assert not history.is_there("k")  # nobody knows, so its writer does not count on it
+
+
 def test_bytes_say_which_version_they_are() -> None:
     assert version_of(7, "k", content(7, "k", 12, 5_000)) == 12
     assert version_of(7, "other", content(7, "k", 12, 5_000)) is None
