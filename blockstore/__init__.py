@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from blockstore.codec.messages import CredentialView, Events, NodeStatus, NodeView, Status, VolumeView
     from blockstore.errors import BlockStoreError
     from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
+    from blockstore.kinds.object_history import Change, ObjectVersion
 
 _PLACES = {
     "aio": "blockstore.aio",
@@ -34,6 +35,8 @@ _PLACES = {
     "ObjectReader": "blockstore.api.blocking",
     "ObjectInfo": "blockstore.kinds.bucket",
     "CommonPrefix": "blockstore.kinds.bucket",
+    "Change": "blockstore.kinds.object_history",
+    "ObjectVersion": "blockstore.kinds.object_history",
     "BlockStoreError": "blockstore.errors",
     "Status": "blockstore.codec.messages",
     "NodeStatus": "blockstore.codec.messages",
@@ -52,6 +55,8 @@ __all__ = [
     "ObjectReader",
     "ObjectInfo",
     "CommonPrefix",
+    "Change",
+    "ObjectVersion",
     "errors",
     "BlockStoreError",
     "aio",

@@ -12,12 +12,14 @@ async with aio.connect("tcp://10.0.0.1:7440") as store:
 from __future__ import annotations
 
 from blockstore.api.bucket import Bucket
+from blockstore.api.history import Changes
 from blockstore.api.object_reader import ObjectReader
 from blockstore.api.opening import connect, open
 from blockstore.api.reading import Listing
 from blockstore.api.snapshot import Snapshot
 from blockstore.api.store import Store
 from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
+from blockstore.kinds.object_history import Change, ObjectVersion
 
 __all__ = [
     "open",
@@ -29,4 +31,7 @@ __all__ = [
     "ObjectInfo",
     "CommonPrefix",
     "Listing",
+    "Change",
+    "Changes",
+    "ObjectVersion",
 ]

@@ -16,6 +16,7 @@ from blockstore.api import bucket as async_bucket
 from blockstore.api import reading as async_reading
 from blockstore.api import snapshot as async_snapshot
 from blockstore.api.bridge import Bridge, ConnectedBridge, EmbeddedBridge
+from blockstore.api.history import ChangeCursor, Moment
 from blockstore.api.location import Cluster, PathLike, resolve
 from blockstore.api.object_reader import OpenVersion, fetch_block, seek_position
 from blockstore.api.opening import CONNECT_SECONDS, as_cluster, check_directories
@@ -26,6 +27,7 @@ from blockstore.codec.messages import CredentialView, Events, NodeView, Snapshot
 from blockstore.config import OPERATION_SECONDS
 from blockstore.ids import KiB
 from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
+from blockstore.kinds.object_history import Change, ObjectVersion
 
 T = TypeVar("T")
 
@@ -269,6 +271,29 @@ class Bucket(Reading):
     def at(self, snapshot: str | datetime, *, timeout: float = OPERATION_SECONDS) -> Snapshot:
         """The snapshot of that name, or the newest taken at or before an instant. NotFound."""
         return self._snapshot(self._run(lambda bucket: bucket.at(snapshot, timeout=timeout)))
+
+    def diff(
+        self,
+        since: Moment,
+        until: Moment | None = None,
+        *,
+        prefix: str = "",
+        timeout: float = OPERATION_SECONDS,
+    ) -> Iterator[Change]:
+        """What was added, changed and removed since one snapshot, up to another or up to now, in order of the
+        names' bytes; only names with `prefix`. Content is compared, checksum, size and metadata with its time
+        of writing, so what was changed and restored is not named. Each page is as of when it was asked for,
+        where now is meant. `timeout` is for each page. NotFound, when the first page is asked for."""
+        return self._changes(ChangeCursor(since, until, prefix), timeout)
+
+    def _changes(self, cursor: ChangeCursor, timeout: float) -> Iterator[Change]:
+        while page := self._bridge.run(lambda store: cursor.fetch(store.session(self.name), timeout)):
+            yield from page
+
+    def log(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Sequence[ObjectVersion]:
+        """Every version of an object that is there now or that a snapshot shows, newest first; what was
+        overwritten between two snapshots is gone. NotFound when no snapshot has it either."""
+        return self._run(lambda bucket: bucket.log(name, timeout=timeout))
 
     def delete_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
         """Give up a snapshot, and what only it still held. NotFound."""

@@ -8,10 +8,11 @@ known; `timeout` counts as for reading.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import BinaryIO, cast
 
+from blockstore.api.history import ChangeCursor, Changes, Moment, fetch_log, fetch_snapshots
 from blockstore.api.reading import Reading
 from blockstore.api.session import VolumeSession
 from blockstore.api.snapshot import Snapshot, choose_snapshot
@@ -30,9 +31,7 @@ from blockstore.codec.messages import (
     Delete,
     SnapshotCreate,
     SnapshotDelete,
-    SnapshotList,
     SnapshotRecord,
-    SnapshotRecords,
     VolumeFacts,
     VolumeInfo,
     VolumeView,
@@ -48,6 +47,7 @@ from blockstore.kinds.bucket import (
     object_words,
     sequence_of_etag,
 )
+from blockstore.kinds.object_history import ObjectVersion
 
 
 class Bucket(Reading):
@@ -130,17 +130,35 @@ class Bucket(Reading):
 
     async def snapshots(self, *, timeout: float = OPERATION_SECONDS) -> list[Snapshot]:
         """All of them, oldest first."""
-        records = await self._snapshot_records(timeout)
+        records = await fetch_snapshots(self._session, timeout)
         return [Snapshot(self._session, record) for record in records]
 
     async def at(self, snapshot: str | datetime, *, timeout: float = OPERATION_SECONDS) -> Snapshot:
         """The snapshot of that name, or the newest taken at or before an instant. NotFound."""
-        records = await self._snapshot_records(timeout)
+        records = await fetch_snapshots(self._session, timeout)
         return Snapshot(self._session, choose_snapshot(self.name, records, snapshot))
 
-    async def _snapshot_records(self, timeout: float) -> list[SnapshotRecord]:
-        answer = await self._session.ask(SnapshotList(), SnapshotRecords, timeout)
-        return sorted(answer.snapshots, key=lambda record: record.sequence)
+    def diff(
+        self,
+        since: Moment,
+        until: Moment | None = None,
+        *,
+        prefix: str = "",
+        timeout: float = OPERATION_SECONDS,
+    ) -> Changes:
+        """What was added, changed and removed since one snapshot, up to another or up to now, in order of the
+        names' bytes; only names with `prefix`. Content is compared, checksum, size and metadata with its time
+        of writing, so what was changed and restored is not named. Each page is as of when it was asked for,
+        where now is meant. `timeout` is for each page. NotFound, when the first page is asked for."""
+        return Changes(self._session, ChangeCursor(since, until, prefix), timeout)
+
+    async def log(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Sequence[ObjectVersion]:
+        """Every version of an object that is there now or that a snapshot shows, newest first; what was
+        overwritten between two snapshots is gone. NotFound when no snapshot has it either."""
+        try:
+            return await fetch_log(self._session, name, timeout)
+        except NotFound as error:
+            raise self.not_found(name, error) from None
 
     async def delete_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
         """Give up a snapshot, and what only it still held. NotFound."""

@@ -38,6 +38,8 @@ from blockstore.codec.messages import (
     FoundMany,
     Grant,
     Granted,
+    KeyHistory,
+    ListChanges,
     ListKeys,
     Lookup,
     LookupMany,
@@ -107,6 +109,8 @@ Op = (
     | SnapshotList
     | Grant
     | VolumeInfo
+    | ListChanges
+    | KeyHistory
 )
 
 

@@ -9,10 +9,13 @@ with a default.
 Encoding and decoding are in `codec/frame.py`; docs/formats/wire.md is checked against this file by a test.
 """
 
+# ruff: noqa: F403, F405
+
 from __future__ import annotations
 
 import msgspec
 
+from blockstore.codec.control_messages import *
 from blockstore.ids import ChunkId, DiskId, NodeId, RequestId, VolumeId
 
 
@@ -189,6 +192,8 @@ class VolumeCall(_Message, frozen=True, tag=30):
         | SnapshotList
         | Grant
         | VolumeInfo
+        | ListChanges
+        | KeyHistory
     )
 
 
@@ -337,209 +342,59 @@ class VolumeFacts(_Message, frozen=True, tag=48):
     facts: dict[str, int | float | str]
 
 
-# --- control: any node answers from its copy of the state
+class ListChanges(_Message, frozen=True, tag=49):
+    """A page, in key order, of the keys in [start, end) whose visible version is another one at `until`
+    than at `since`: retained sequences, or 0 for the head. `end` empty: there is none. Answered with
+    `ChangePage`."""
 
+    since: int
+    until: int
+    start: bytes = b""
+    end: bytes = b""
+    limit: int = 1_000
 
-class FetchView(_Message, frozen=True, tag=60):
-    """What a client needs to find its way. Answered with `View`. `at_least`: wait briefly for this
-    revision."""
 
-    volume: str = ""  # name of the volume of interest; "" for none
-    at_least: int = 0
+class KeyChange(_Message, frozen=True):
+    """What a key was and what it became; None where it did not exist. The entries have neither key nor
+    extents."""
 
+    key: bytes
+    old: Entry | None
+    new: Entry | None
 
-class NodeView(_Message, frozen=True):
-    node: NodeId
-    host: str
-    port: int
-    unix: str
-    host_id: str
-    zone: tuple[str, ...]
-    live: bool
-    disks: tuple[DiskId, ...]
 
+class ChangePage(_Message, frozen=True, tag=50):
+    """May have no changes, when many keys were looked at that are alike, and yet more follow."""
 
-class VolumeView(_Message, frozen=True):
-    volume: VolumeId
-    name: str
-    kind: str
-    policy: str
-    epoch: int
-    owner: NodeId
+    changes: tuple[KeyChange, ...]
+    next: bytes = b""  # where the rest starts; empty: this was all
 
 
-class View(_Message, frozen=True, tag=61):
-    cluster: str
-    revision: int
-    leader: NodeId  # 0: none known
-    nodes: tuple[NodeView, ...]
-    volume: VolumeView | None
+class KeyHistory(_Message, frozen=True, tag=51):
+    """The versions of one key that the head or a snapshot sees, newest first; NotFound when there are none.
+    Answered with `KeyVersions`. `before`: the `next` of another page, and this one goes on there."""
 
+    key: bytes
+    before: int = 0
 
-class CreateVolume(_Message, frozen=True, tag=62):
-    """Answered with `View` of the new volume; AlreadyExists unless `exist_ok` and kind and policy agree."""
 
-    name: str
-    kind: str
-    policy: str  # "" for the cluster's default
-    exist_ok: bool
-    request: RequestId
+class KeyVersion(_Message, frozen=True):
+    """One version, and who sees it. `first` and `last` are the oldest and the newest snapshot that do."""
 
+    sequence: int
+    deleted: bool
+    meta: bytes
+    size: int
+    crc: int
+    is_head: bool
+    n_snapshots: int
+    first: SnapshotRecord | None = None
+    last: SnapshotRecord | None = None
 
-class DeleteVolume(_Message, frozen=True, tag=63):
-    name: str
-    request: RequestId
 
-
-class ListVolumes(_Message, frozen=True, tag=64):
-    kind: str = ""
-
-
-class Volumes(_Message, frozen=True, tag=65):
-    volumes: tuple[VolumeView, ...]
-
-
-class Compare(_Message, frozen=True):
-    """The key's modification revision must be this; 0: the key must not exist."""
-
-    key: str
-    revision: int
-
-
-class Transact(_Message, frozen=True, tag=66):
-    """A control transaction, node to leader: all compares hold, or nothing happens. Answered with
-    `Transacted`."""
-
-    request: RequestId
-    compares: tuple[Compare, ...]
-    puts: tuple[tuple[str, bytes], ...]
-    deletes: tuple[str, ...] = ()
-
-
-class Transacted(_Message, frozen=True, tag=67):
-    revision: int
-
-
-class JoinNode(_Message, frozen=True, tag=68):
-    """An administrator brings a machine in. Answered with `Joined`."""
-
-    certificate: bytes  # DER, signed by the cluster's CA
-    host: str
-    port: int
-    bus_port: int
-    unix: str
-    host_id: str
-    curve_public: bytes  # Z85
-    zone: tuple[str, ...]
-    disk_bytes: tuple[int, ...]  # capacity of each disk it brings
-    request: RequestId
-
-
-class Joined(_Message, frozen=True, tag=69):
-    """Payload: a control snapshot (`codec/raft_file.py`) to start from."""
-
-    cluster: str
-    node: NodeId
-    disks: tuple[DiskId, ...]
-
-
-class FetchControlSnapshot(_Message, frozen=True, tag=70):
-    """A voter or learner too far behind. Answered with `ControlSnapshot`; payload: the snapshot."""
-
-    at_least: int
-
-
-class ControlSnapshot(_Message, frozen=True, tag=71):
-    index: int
-    term: int
-
-
-class FetchStatus(_Message, frozen=True, tag=72):
-    """Answered with `Status`."""
-
-
-class Fact(_Message, frozen=True):
-    """One thing about health: what, since when, what it means for the data, what is being done, what one
-    may do."""
-
-    code: str
-    severity: str  # "info", "warning", "danger"
-    what: str
-    since: float  # wall clock; 0 if not known
-    meaning: str
-    doing: str
-    advice: str
-
-
-class NodeStatus(_Message, frozen=True):
-    node: NodeId
-    live: bool
-    voter: bool
-    incarnation: int
-    address: str
-    zone: tuple[str, ...]
-    disks: tuple[tuple[DiskId, int, int, str], ...]  # id, capacity bytes, used bytes, state
-
-
-class Status(_Message, frozen=True, tag=73):
-    cluster: str
-    revision: int
-    leader: NodeId
-    term: int
-    nodes: tuple[NodeStatus, ...]
-    volumes: tuple[VolumeView, ...]
-    facts: tuple[Fact, ...]
-    sentence: str
-    severity: int  # 0 healthy, 1 degraded, 2 data at risk or unreachable
-
-
-class FetchEvents(_Message, frozen=True, tag=74):
-    """Events numbered above `after`; waits up to `wait` seconds for one. Answered with `Events`."""
-
-    after: int
-    wait: float
-
-
-class Event(_Message, frozen=True):
-    number: int
-    when: float
-    node: NodeId  # who tells
-    code: str
-    text: str
-
-
-class Events(_Message, frozen=True, tag=75):
-    events: tuple[Event, ...]
-    next: int  # pass as `after`
-
-
-class CreateCredential(_Message, frozen=True, tag=76):
-    """List a certificate's fingerprint with a role."""
-
-    name: str
-    role: str
-    fingerprint: str
-    request: RequestId
-
-
-class RevokeCredential(_Message, frozen=True, tag=77):
-    name: str
-    request: RequestId
-
-
-class ListCredentials(_Message, frozen=True, tag=78):
-    pass
-
-
-class CredentialView(_Message, frozen=True):
-    name: str
-    role: str
-    fingerprint: str
-    revoked: bool
-
-
-class Credentials(_Message, frozen=True, tag=79):
-    credentials: tuple[CredentialView, ...]
+class KeyVersions(_Message, frozen=True, tag=52):
+    versions: tuple[KeyVersion, ...]
+    next: int = 0  # 0: this was all
 
 
 # --- bus
@@ -592,7 +447,7 @@ WireMessage = (
     | DeleteFragment | ListFragments | FragmentList
     | VolumeCall | Put | Delete | Written | Lookup | Found | LookupMany | FoundMany | ListKeys | KeyPage
     | SnapshotCreate | SnapshotDelete | SnapshotList | SnapshotRecord | SnapshotRecords | Grant | Granted
-    | VolumeInfo | VolumeFacts
+    | VolumeInfo | VolumeFacts | ListChanges | ChangePage | KeyHistory | KeyVersions
     | FetchView | View | CreateVolume | DeleteVolume | ListVolumes | Volumes | Transact | Transacted
     | JoinNode | Joined | FetchControlSnapshot | ControlSnapshot | FetchStatus | Status | FetchEvents | Events
     | CreateCredential | RevokeCredential | ListCredentials | Credentials

@@ -126,7 +126,15 @@ _head_decoder = msgspec.msgpack.Decoder(CheckpointHead)
 _root_decoder = msgspec.msgpack.Decoder(Root)
 
 encode_version = _encoder.encode
+_VERSION_FIELDS = encode_version(StoredVersion(0, None))[:1]  # an array of so many
 decode_version = _version_decoder.decode
+
+
+def stored_from(sequence: int) -> bytes:
+    """A version, as stored, has this sequence or a later one if and only if its bytes are not below these:
+    the sequence is its first field, and whole numbers in MessagePack sort by their bytes as by their size.
+    So a million versions can be asked without decoding one."""
+    return _VERSION_FIELDS + _encoder.encode(sequence)
 
 
 def encode_root(root: Root) -> bytes:

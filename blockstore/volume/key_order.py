@@ -64,6 +64,14 @@ class KeyOrder:
         elif index == len(part):
             self._lasts[at] = part[-1]
 
+    def parts_from(self, key: bytes) -> Iterator[list[bytes]]:
+        """All from `key` on, some hundred at a time. Nothing may be added or removed meanwhile."""
+        at = bisect_left(self._lasts, key)
+        if at < len(self._parts):
+            part = self._parts[at]
+            yield part[bisect_left(part, key) :]
+            yield from islice(self._parts, at + 1, None)
+
     def starting_at(self, key: bytes) -> Iterator[bytes]:
         """All from `key` on. Nothing may be added or removed meanwhile."""
         at = bisect_left(self._lasts, key)

@@ -31,7 +31,9 @@ from blockstore.codec.messages import (
     Failed,
     Grant,
     Granted,
+    KeyHistory,
     KeyPage,
+    ListChanges,
     ListKeys,
     Lookup,
     LookupMany,
@@ -65,6 +67,7 @@ from blockstore.volume.checkpoint_shell import Checkpointer
 from blockstore.volume.chunk_places import ChunkPlaces
 from blockstore.volume.chunk_table import DATA
 from blockstore.volume.garbage import Garbage
+from blockstore.volume.history import key_history, list_changes
 from blockstore.volume.journal import Journal
 from blockstore.volume.journal_shell import JournalShell
 from blockstore.volume.owner import RUN, OnResult, Owner
@@ -200,6 +203,10 @@ class VolumeOwner:
             call.answer(KeyPage(tuple(entries), bool(rest), op.at, rest))
         elif isinstance(op, SnapshotList):
             call.answer(SnapshotRecords(tuple(self._state.snapshots.values())))
+        elif isinstance(op, ListChanges):
+            call.answer(list_changes(op, self._state))
+        elif isinstance(op, KeyHistory):
+            call.answer(key_history(op, self._state))
         else:
             assert isinstance(op, VolumeInfo)
             call.answer(VolumeFacts(self.facts()))

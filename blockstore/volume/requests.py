@@ -100,15 +100,24 @@ def _check_snapshot_name(name: str) -> None:
 
 def check_read(op: Lookup | LookupMany | ListKeys, state: VolumeState) -> None:
     """Raise InvalidRequest or NotFound when this cannot be answered."""
-    if not state.retains(op.at):
-        raise NotFound(f"snapshot at sequence {op.at} (it was deleted)")
+    check_retained(op.at, state)
     if isinstance(op, LookupMany):
         if len(op.keys) > LOOKUP_KEYS_MAX:
             raise InvalidRequest(f"{len(op.keys)} keys at once; at most {LOOKUP_KEYS_MAX}.")
         if op.ranges and len(op.ranges) != len(op.keys):
             raise InvalidRequest("As many ranges as keys, or none.")
-    elif isinstance(op, ListKeys) and not 0 < op.limit <= LIST_LIMIT_MAX:
-        raise InvalidRequest(f"A page has 1 to {LIST_LIMIT_MAX} keys, not {op.limit}.")
+    elif isinstance(op, ListKeys):
+        check_limit(op.limit)
+
+
+def check_retained(at: int, state: VolumeState) -> None:
+    if not state.retains(at):
+        raise NotFound(f"snapshot at sequence {at} (it was deleted)")
+
+
+def check_limit(limit: int) -> None:
+    if not 0 < limit <= LIST_LIMIT_MAX:
+        raise InvalidRequest(f"A page has 1 to {LIST_LIMIT_MAX} keys, not {limit}.")
 
 
 def clip(start: int, end: int, size: int) -> tuple[int, int]:

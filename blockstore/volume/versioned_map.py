@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from blockstore.codec.messages import Entry
-from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version, encode_version
+from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version, encode_version, stored_from
 from blockstore.config import FRAME_HEADER_BYTES_MAX
 from blockstore.volume.key_order import KeyOrder
 
@@ -25,6 +25,12 @@ PAGE_BYTES_MAX = FRAME_HEADER_BYTES_MAX // 2
 
 KEYS_EXAMINED_MAX = 4_000
 """Keys that one page may look at: some 10 ms."""
+
+CHANGES_EXAMINED_MAX = 40_000
+"""The same for a page of changes, where a key that did not change costs a tenth."""
+
+CHANGED_WEIGHT = 20
+"""Keys that did not change cost as much as one that may have: its versions are decoded."""
 
 SORTED_AT_ONCE = 20_000
 """Keys sorted between two looks at what else there is to do: some 10 ms."""
@@ -35,6 +41,9 @@ _ENTRY_BYTES = 32
 Freed = list[StoredVersion]
 """Versions that nothing sees any more: their bytes are given back to their chunks."""
 
+
+Change = tuple[bytes, StoredVersion | None, StoredVersion | None]
+"""A key, what it was and what it became; None: not there."""
 
 KeyState = tuple[bytes | None, tuple[bytes, ...]]
 
@@ -140,6 +149,44 @@ class VersionedMap:
                 entries.append(Entry(key, version.sequence, version.meta, version.size, version.crc, ()))
             begin = restart
         return entries, b""
+
+    def changes(
+        self, since: int, until: int, start: bytes, end: bytes, limit: int
+    ) -> tuple[list[Change], bytes]:
+        """Up to `limit` keys of [start, end), in order, that are not alike at the two sequences (0: now), and
+        the `start` of the rest, empty when there is none. Bounded as `page` is. What was written again with
+        the same content, or restored to it, is alike."""
+        changes: list[Change] = []
+        if since == until:
+            return changes, b""
+        # A version that both see is at most as young as the older of the two.
+        bound = stored_from(1 + (min(since, until) or max(since, until)))
+        newest = self._newest
+        n_bytes = n_examined = 0
+        for part in self._order.parts_from(start):
+            keys = part if not end or part[-1] < end else part[: bisect_left(part, end)]
+            for key in [key for key in keys if newest[key] >= bound]:
+                old, new = self.find(key, since), self.find(key, until)
+                n_examined += CHANGED_WEIGHT
+                if are_alike(old, new):
+                    continue
+                n_bytes += _listed_bytes(key, old) + _listed_bytes(key, new)
+                if len(changes) == limit or (changes and n_bytes > PAGE_BYTES_MAX):
+                    return changes, key
+                changes.append((key, old, new))
+            if len(keys) < len(part):
+                break
+            n_examined += len(part)
+            if n_examined > CHANGES_EXAMINED_MAX:
+                return changes, part[-1] + b"\0"
+        return changes, b""
+
+    def versions(self, key: bytes) -> list[StoredVersion]:
+        """All that are kept, newest first, tombstones among them."""
+        newest = self._newest.get(key)
+        if newest is None:
+            return []
+        return [decode_version(packed) for packed in (newest, *self._older.get(key, ()))]
 
     def __len__(self) -> int:
         return len(self._newest)
@@ -264,6 +311,17 @@ class VersionedMap:
     def _remove(self, key: bytes) -> None:
         if self._newest.pop(key, None) is not None:
             self._order.remove(key)
+
+
+def are_alike(old: StoredVersion | None, new: StoredVersion | None) -> bool:
+    """Whether they have the same content, whatever their sequences, wherever it is stored."""
+    if old is None or new is None:
+        return old is new
+    return (old.crc, old.size, old.meta) == (new.crc, new.size, new.meta)
+
+
+def _listed_bytes(key: bytes, version: StoredVersion | None) -> int:
+    return len(key) + _ENTRY_BYTES + (0 if version is None or version.meta is None else len(version.meta))
 
 
 def _beginning(prefix: bytes, after: bytes, delimiter: bytes) -> bytes | None:

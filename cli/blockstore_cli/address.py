@@ -41,9 +41,9 @@ def is_place(text: str) -> bool:
     return bool(colon) and "/" not in head
 
 
-def parse_head(text: str) -> Place:
-    """A place that will be written to: a snapshot never changes."""
-    place = parse_place(text)
+def parse_head(text: str, *, name_needed: bool = False) -> Place:
+    """A place in the bucket as it is now, to be written to: a snapshot never changes."""
+    place = parse_place(text, name_needed=name_needed)
     if place.snapshot:
         raise InvalidRequest(f"{text!r} is in a snapshot, which never changes; leave @{place.snapshot} out.")
     return place

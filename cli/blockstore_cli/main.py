@@ -28,6 +28,7 @@ COMMANDS = {
     "rm": "objects:rm",
     "cp": "objects:cp",
     "snapshot": "snapshot:snapshot",
+    "log": "history:log",
     "credential": "credential:credential",
     "bench": "bench:bench",
     "completion": "completion:completion",

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,6 +13,7 @@ import blockstore
 from blockstore.errors import InvalidRequest, NotFound
 from blockstore_cli import copying
 from blockstore_cli.address import Place, is_place, parse_head, parse_place
+from blockstore_cli.history import object_facts
 from blockstore_cli.output import Progress, answer, confirm, note, say, shown, size, when
 from blockstore_cli.settings import Command, example, settings
 from blockstore_cli.tree import Refused, TargetTree, as_folder, plan_uploads, refuse, regular_file
@@ -46,7 +46,7 @@ def put(source: str, target: str, if_absent: bool, if_etag: str | None, meta: tu
             if_absent=if_absent,
             if_etag=if_etag,
         )
-    answer(_object_facts(info), f"{shown(str(place))} is stored, {size(info.size)}.")
+    answer(object_facts(info), f"{shown(str(place))} is stored, {size(info.size)}.")
 
 
 @click.command(cls=Command, epilog=example("blockstore get docs@before-cleaning:2026/report.pdf report.pdf"))
@@ -99,7 +99,7 @@ def ls(target: str, in_full: bool, recursive: bool) -> None:
                     {"prefix": entry.name}, _long("-", "-", "", entry.name) if in_full else shown(entry.name)
                 )
             elif as_json:
-                answer(_object_facts(entry))
+                answer(object_facts(entry))
             elif in_full:
                 say(_long(size(entry.size), when(entry.modified), entry.etag, entry.name))
             else:
@@ -223,16 +223,6 @@ def _pieces(content: blockstore.ObjectReader, start: int, end: int | None) -> It
             return
         start += len(piece)
         yield piece
-
-
-def _object_facts(info: blockstore.ObjectInfo) -> dict[str, Any]:
-    return {
-        "name": info.name,
-        "size": info.size,
-        "etag": info.etag,
-        "modified": info.modified,
-        "metadata": info.metadata,
-    }
 
 
 def _long(n_bytes: str, modified: str, etag: str, name: str) -> str:

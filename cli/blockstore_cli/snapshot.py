@@ -1,10 +1,12 @@
-"""`blockstore snapshot …`: name a moment of a volume, list such moments, forget one."""
+"""`blockstore snapshot …`: name a moment of a volume, list such moments, compare them, forget one."""
 
 from __future__ import annotations
 
 import click
 
-from blockstore.errors import NotFound
+from blockstore.errors import InvalidRequest, NotFound
+from blockstore_cli.address import parse_place
+from blockstore_cli.history import change_facts, change_line
 from blockstore_cli.output import answer, confirm, table, when
 from blockstore_cli.settings import Noun, example, settings
 
@@ -40,6 +42,31 @@ def list_snapshots(bucket: str) -> None:
         right="SEQUENCE",
     )
     answer({"bucket": bucket, "snapshots": facts}, text or f"Bucket {bucket} has no snapshots.")
+
+
+@snapshot.command(
+    "diff",
+    epilog=example(
+        "blockstore snapshot diff photos@before-cleaning",
+        "blockstore snapshot diff photos@monday:2026/ photos@friday",
+    ),
+)
+@click.argument("since", metavar="BUCKET@SNAPSHOT[:PREFIX]")
+@click.argument("until", metavar="[BUCKET@SNAPSHOT]", default="")
+def diff(since: str, until: str) -> None:
+    """Name what was added (+), changed (~) and removed (-) since a snapshot, up to another or up to now."""
+    old, new = parse_place(since), parse_place(until) if until else None
+    if not old.snapshot or (new and not new.snapshot):
+        raise InvalidRequest("A diff begins at a snapshot: BUCKET@SNAPSHOT, and a second one or none.")
+    if new and (new.bucket != old.bucket or new.name not in ("", old.name)):
+        raise InvalidRequest(f"A diff is within one bucket; {old} and {new} do not go together.")
+    counts = {"added": 0, "changed": 0, "removed": 0}
+    with settings().open() as store:
+        changes = store.bucket(old.bucket).diff(old.snapshot, new.snapshot if new else None, prefix=old.name)
+        for change in changes:
+            counts[change.kind] += 1
+            answer(change_facts(change), change_line(change))
+    answer(counts, ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) + ".")
 
 
 @snapshot.command("delete", epilog=example("blockstore snapshot delete photos before-cleaning --yes"))

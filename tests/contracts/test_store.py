@@ -29,6 +29,7 @@ from blockstore.errors import (
     PreconditionFailed,
 )
 from blockstore.ids import KiB, MiB
+from blockstore.kinds.object_history import Change
 
 
 class Awaited:
@@ -41,7 +42,7 @@ class Awaited:
         found = getattr(self._wrapped, name)
         if not callable(found) or name in ("seek", "tell"):
             return found
-        if name == "list":
+        if name in ("list", "diff"):
             return partial(_async_iterator, found)
 
         async def call(*args: object, **kwargs: object) -> object:
@@ -231,6 +232,49 @@ async def test_snapshots_do_not_change(bucket: aio.Bucket) -> None:
     with pytest.raises(NotFound, match="no snapshot 'before'"):
         await bucket.at("before")
     assert await bucket.get("kept") == b"2"
+
+
+async def test_a_diff_and_a_log_say_what_happened(bucket: aio.Bucket) -> None:
+    changed = await bucket.put("a/changed", b"1")
+    removed = await bucket.put("b/removed", some_bytes(MiB))
+    await bucket.put("b/kept", b"1")
+    await bucket.snapshot("one")
+    new = await bucket.put("a/changed", b"22", metadata={"k": "v"})
+    added = await bucket.put("c", b"3")
+    await bucket.delete("b/removed")
+    expected = [
+        Change("changed", "a/changed", changed, new),
+        Change("removed", "b/removed", removed, None),
+        Change("added", "c", None, added),
+    ]
+    assert [change async for change in bucket.diff("one")] == expected
+    await bucket.snapshot("two")
+    await bucket.put("c", b"4")
+    assert [change async for change in bucket.diff("one", "two")] == expected
+    assert [change async for change in bucket.diff("one", "two", prefix="b/")] == expected[1:2]
+    assert [change.kind async for change in bucket.diff("two", "one")] == ["changed", "added", "removed"]
+    with pytest.raises(NotFound, match="no snapshot 'three'"):
+        assert [change async for change in bucket.diff("one", "three")]
+
+    now, before = await bucket.log("a/changed")
+    assert (now.info, now.is_current, now.n_snapshots, now.first_snapshot) == (new, True, 1, "two")
+    assert (before.info, before.is_current, before.last_snapshot) == (changed, False, "one")
+    gone, there = await bucket.log("b/removed")
+    assert (gone.info, gone.is_current, gone.first_snapshot) == (None, True, "two")
+    assert there.info == removed
+    assert there.first_taken <= gone.first_taken
+    with pytest.raises(NotFound, match="no object 'never'"):
+        await bucket.log("never")
+
+
+async def test_a_diff_of_many_comes_by_pages(bucket: aio.Bucket) -> None:
+    names = [f"{index:04}" + "n" * 500 for index in range(1_200)]
+    await bucket.snapshot("empty")
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(bucket.put, name, b"")
+    assert [change.name async for change in bucket.diff("empty")] == names
+    assert [change.name async for change in bucket.diff("empty", prefix="110")] == names[1100:1110]
 
 
 async def test_buckets_come_and_go(store: aio.Store) -> None:

@@ -213,6 +213,44 @@ def test_snapshots_are_listed_and_deleted(command: Command) -> None:
     command("ls", "s1@one:", code=66)
 
 
+def test_a_diff_and_a_log_say_what_happened(command: Command, tmp_path: Path) -> None:
+    command("bucket", "create", "h1")
+    (tmp_path / "file").write_bytes(b"1" * 2_048)
+    command("put", __file__, "h1:a")
+    command("put", __file__, "h1:b")
+    command("snapshot", "create", "h1", "one")
+    command("put", tmp_path / "file", "h1:a")
+    command("rm", "h1:b")
+    command("put", tmp_path / "file", "h1:c\x1b")
+    lines = command("snapshot", "diff", "h1@one").out.splitlines()
+    assert [line[:3] for line in lines] == ["~ a", "- b", "+ c", "1 a"]
+    assert lines[0].endswith(" → 2.0 KiB")
+    assert lines[2:] == [r"+ c\x1b  2.0 KiB", "1 added, 1 changed, 1 removed."]
+    *changes, counts = command("snapshot", "diff", "h1@one", "--json").lines()
+    assert [(one["change"], one["name"]) for one in changes] == [
+        ("changed", "a"),
+        ("removed", "b"),
+        ("added", "c\x1b"),
+    ]
+    assert (changes[0]["new"]["size"], changes[1]["new"]) == (2_048, None)
+    assert counts == {"added": 1, "changed": 1, "removed": 1}
+    command("snapshot", "create", "h1", "two")
+    assert len(command("snapshot", "diff", "h1@one:b", "h1@two").out.splitlines()) == 2
+    for arguments in (["h1"], ["h1@one", "h1"], ["h1@one", "h2@two"]):
+        command("snapshot", "diff", *arguments, code=64)
+    assert "no snapshot 'three'" in command("snapshot", "diff", "h1@three", code=66).err
+
+    lines = command("log", "h1:a").out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["IN", "@two", "@one"]
+    assert "now, @two" in lines[1]
+    gone, there = command("log", "h1:b", "--json").json()["versions"]
+    assert (gone["object"], gone["current"], gone["first_snapshot"]) == (None, True, "two")
+    assert (there["object"]["name"], there["last_snapshot"], there["snapshots"]) == ("b", "one", 1)
+    assert "deleted" in command("log", "h1:b").out
+    assert "no object 'x' in bucket 'h1'" in command("log", "h1:x", code=66).err
+    command("log", "h1", code=64)
+
+
 def test_status_says_first_how_the_data_is(command: Command) -> None:
     told = command("cluster", "status")
     assert "data" in told.out.splitlines()[0]

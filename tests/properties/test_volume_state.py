@@ -20,7 +20,7 @@ from blockstore.codec.journal_record import (
     decode_records,
     value_offsets,
 )
-from blockstore.codec.messages import ANY, Failed, Placement
+from blockstore.codec.messages import ANY, Failed, KeyHistory, Placement
 from blockstore.codec.run_file import (
     decode_blocks,
     decode_head,
@@ -29,8 +29,9 @@ from blockstore.codec.run_file import (
     encode_head,
     split_blocks,
 )
-from blockstore.errors import Unavailable
+from blockstore.errors import NotFound, Unavailable
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
+from blockstore.volume.history import key_history
 from blockstore.volume.journal import Append, Committed, Journal, Phase
 from blockstore.volume.state import VolumeState
 
@@ -202,6 +203,41 @@ class VolumeMachine(RuleBasedStateMachine):
     @invariant()
     def the_map_is_the_model(self) -> None:
         self.check(self.state)
+
+    @invariant()
+    def a_diff_names_what_differs(self) -> None:
+        moments = [(0, self.head)]
+        moments += [(self.state.snapshots[name].sequence, was) for name, was in self.snapshots.items()]
+        for since, old in moments:
+            for until, new in moments:
+                expected = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+                assert self.changed(since, until) == expected
+
+    def changed(self, since: int, until: int) -> list[bytes]:
+        """By pages of two."""
+        found: list[bytes] = []
+        start = b""
+        while True:
+            changes, start = self.state.map.changes(since, until, start, b"", 2)
+            for key, old, new in changes:
+                assert old == self.state.map.find(key, since)
+                assert new == self.state.map.find(key, until)
+            found += [key for key, *_ in changes]
+            if not start:
+                return found
+
+    @invariant()
+    def a_log_names_every_version_that_is_seen(self) -> None:
+        moments = [0, *self.state.snapshot_sequences()]
+        for key in (b"a", b"z"):
+            seen = [found.sequence for at in moments if (found := self.state.map.find(key, at))]
+            try:
+                versions = key_history(KeyHistory(key), self.state).versions
+            except NotFound:
+                versions = ()
+            present = [one for one in versions if not one.deleted]
+            assert sorted(one.sequence for one in present) == sorted(set(seen))
+            assert sum(one.n_snapshots + one.is_head for one in present) == len(seen)
 
     @invariant()
     def live_bytes_are_what_versions_refer_to(self) -> None:

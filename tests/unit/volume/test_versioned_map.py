@@ -7,9 +7,14 @@ from time import process_time
 import pytest
 
 from blockstore.codec.messages import Extent
-from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version, encode_version
+from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version, encode_version, stored_from
 from blockstore.ids import ChunkId, VolumeId
-from blockstore.volume.versioned_map import KEYS_EXAMINED_MAX, PAGE_BYTES_MAX, VersionedMap
+from blockstore.volume.versioned_map import (
+    CHANGES_EXAMINED_MAX,
+    KEYS_EXAMINED_MAX,
+    PAGE_BYTES_MAX,
+    VersionedMap,
+)
 
 CHUNK = ChunkId(VolumeId(1), 1, 1)
 
@@ -71,6 +76,68 @@ def test_a_deleted_key_that_no_snapshot_sees_is_gone() -> None:
     keys.put(b"k", version(1), 0)
     assert sequences(keys.put(b"k", tombstone(2), 0)) == [1]
     assert (len(keys), keys.n_live) == (0, 0)
+
+
+# --- changes
+
+
+def changes(keys: VersionedMap, since: int, until: int, **bounds: bytes) -> list[tuple[bytes, int, int]]:
+    """Each with the sequences of both versions, 0 for none."""
+    found, rest = keys.changes(since, until, bounds.get("start", b""), bounds.get("end", b""), 1_000)
+    assert not rest
+    return [(key, old.sequence if old else 0, new.sequence if new else 0) for key, old, new in found]
+
+
+def test_a_diff_names_what_came_what_changed_and_what_went_in_both_directions() -> None:
+    keys = VersionedMap()
+    for sequence, key in enumerate([b"changed", b"gone", b"kept"], 1):
+        keys.put(key, StoredVersion(sequence, b"old"), 0)
+    keys.put(b"changed", StoredVersion(5, b"new"), 4)
+    keys.put(b"came", StoredVersion(6, b"new"), 4)
+    keys.put(b"gone", tombstone(7), 4)
+    assert changes(keys, 4, 0) == [(b"came", 0, 6), (b"changed", 1, 5), (b"gone", 2, 0)]
+    assert changes(keys, 0, 4) == [(b"came", 6, 0), (b"changed", 5, 1), (b"gone", 0, 2)]
+    assert changes(keys, 4, 8) == changes(keys, 4, 0)
+    assert changes(keys, 4, 4) == changes(keys, 0, 0) == []
+    assert changes(keys, 4, 0, start=b"ch", end=b"gone") == [(b"changed", 1, 5)]
+    assert changes(keys, 4, 0, start=b"d", end=b"e") == []
+
+
+def test_the_same_content_is_no_change_whatever_its_sequence() -> None:
+    keys = VersionedMap()
+    keys.put(b"k", StoredVersion(1, b"m", 1, 7), 0)
+    keys.put(b"k", StoredVersion(3, b"m", 1, 8), 2)
+    keys.put(b"k", StoredVersion(4, b"m", 1, 7), 2)
+    assert changes(keys, 2, 0) == []
+    keys.put(b"k", StoredVersion(5, b"other", 1, 7), 2)
+    assert changes(keys, 2, 0) == [(b"k", 1, 5)]
+
+
+def test_a_page_of_changes_ends_at_its_bounds_and_the_next_goes_on_there() -> None:
+    keys = VersionedMap()
+    for index in range(CHANGES_EXAMINED_MAX + 2_000):
+        keys.put(b"%06d" % index, StoredVersion(index + 1, b"m"), 0)
+    snapshot = CHANGES_EXAMINED_MAX + 2_001
+    assert keys.changes(0, snapshot, b"", b"", 10)[1], "so many are not looked at at once"
+    for index in (5, 6, CHANGES_EXAMINED_MAX + 1_999):
+        keys.put(b"%06d" % index, StoredVersion(snapshot + 1, b"x" * 300_000), snapshot)
+    pages: list[list[bytes]] = []
+    start = b""
+    while True:
+        found, start = keys.changes(snapshot, 0, start, b"", 10)
+        pages.append([key for key, *_ in found])
+        if not start:
+            break
+    assert pages == [[b"000005"], [b"000006"], [b"%06d" % (CHANGES_EXAMINED_MAX + 1_999)]]
+    first, rest = keys.changes(snapshot, 0, b"", b"", 1)
+    assert ([key for key, *_ in first], rest) == ([b"000005"], b"000006")
+
+
+def test_stored_versions_sort_by_their_sequence() -> None:
+    edges = [2**n + near for n in (5, 7, 8, 15, 16, 31, 32, 40, 62) for near in (-1, 0, 1)]
+    for one in edges:
+        for other in edges:
+            assert (encode_version(version(one)) >= stored_from(other)) == (one >= other)
 
 
 # --- purge
