@@ -34,6 +34,14 @@ INLINE_BYTES_MAX = 128 * KiB
 
 # --- disks
 
+DISK_RESERVE_BYTES_MIN = 64 * MiB
+DISK_RESERVE_SHARE = 100
+"""One part in so many of a disk, and at least the above, is kept from data, so that a full store can still
+delete: for journals in VITAL_CHUNK_BYTES pieces, for checkpoints, and a quarter of it for control's log."""
+
+VITAL_CHUNK_BYTES = 4 * MiB
+"""A journal's or a run's chunk in a full store: any batch without values fits, and 40,000 deletes."""
+
 DISK_QUEUED_BYTES_MAX = 64 * MiB
 """Appends taken and not yet on one disk; beyond it the answer is Busy. A tenth of a second of a fast disk."""
 

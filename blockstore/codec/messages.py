@@ -415,6 +415,8 @@ class Heartbeat(_Message, frozen=True, tag=90):
     survives."""
     damaged: tuple[tuple[DiskId, int], ...] = ()
     """Disk, fragments on it of which something was found that cannot be read."""
+    full: tuple[DiskId, ...] = ()
+    """They take no new chunks, but for what is needed to delete."""
 
 
 class LeaseGranted(_Message, frozen=True, tag=91):

@@ -155,8 +155,14 @@ class Control:
 
     def suspect_disks(self) -> frozenset[DiskId]:
         """Those that answered with an I/O error in the present run of their node."""
-        told = [self._facts(), *(self._told[node] for node in self.live_nodes() & self._told.keys())]
-        return frozenset(disk for facts in told for disk in facts.suspect)
+        return frozenset(disk for facts in self._all_facts() for disk in facts.suspect)
+
+    def full_disks(self) -> frozenset[DiskId]:
+        """Those that take no new chunks, but for what is needed to delete."""
+        return frozenset(disk for facts in self._all_facts() for disk in facts.full)
+
+    def _all_facts(self) -> list[NodeFacts]:
+        return [self._facts(), *(self._told[node] for node in self.live_nodes() & self._told.keys())]
 
     def observed(self) -> Observed:
         """What this node sees around it, for status."""
@@ -214,7 +220,7 @@ class Control:
         if not self._live.on_heartbeat(sender, beat.incarnation, now, self._clock.wall()):
             return
         self._told[sender] = NodeFacts(
-            beat.used_bytes, beat.suspect, beat.owned, beat.under_protected, beat.damaged
+            beat.used_bytes, beat.suspect, beat.owned, beat.under_protected, beat.damaged, beat.full
         )
         seconds = self._supervisor.grant(sender, now)
         if seconds is not None:
@@ -235,6 +241,7 @@ class Control:
             facts.owned,
             facts.under_protected,
             facts.damaged,
+            facts.full,
         )
         self._bus.publish(self._wire.encode_bus(beat))
         seconds = self._supervisor.grant(self.me, now)

@@ -35,6 +35,7 @@ class NodeFacts:
     owned: tuple[VolumeId, ...] = ()  # that it serves
     under_protected: tuple[tuple[VolumeId, int, int], ...] = ()  # volume, chunks, failures the worst survives
     damaged: tuple[tuple[DiskId, int], ...] = ()  # disk, fragments of which something cannot be read
+    full: tuple[DiskId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,9 +298,20 @@ def _voter_facts(observed: Observed) -> Iterable[Fact]:
 
 def _space_facts(views: Views, observed: Observed) -> Iterable[Fact]:
     for node in sorted(observed.live):
-        for disk, used in _told(observed, node).used_bytes:
+        told = _told(observed, node)
+        for disk, used in told.used_bytes:
             record = views.disk(disk)
-            if record is not None and record.capacity and used >= config.DISK_NEARLY_FULL * record.capacity:
+            if disk in told.full:
+                yield Fact(
+                    "disk-full",
+                    "warning",
+                    f"Disk {disk} of node {node} is full.",
+                    0.0,
+                    "Writes that need it are refused; reading and deleting go on.",
+                    "Space of what is deleted comes back when a whole chunk is garbage.",
+                    "Add disks or nodes, or delete something.",
+                )
+            elif record is not None and record.capacity and used >= config.DISK_NEARLY_FULL * record.capacity:
                 yield Fact(
                     "disk-nearly-full",
                     "warning",

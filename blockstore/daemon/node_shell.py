@@ -205,6 +205,7 @@ class Node:
             suspect=tuple(disk for disk, one in facts.items() if one.suspect),
             owned=self.host.owned(),
             under_protected=self.host.under_protected(),
+            full=tuple(disk for disk, one in facts.items() if one.is_full),
             damaged=tuple((disk, one.n_damaged) for disk, one in facts.items() if one.n_damaged),
         )
 

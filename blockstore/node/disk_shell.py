@@ -67,6 +67,7 @@ class Append(NamedTuple):
     crc: int
     create: FragmentSpec | None
     on_done: Waiter
+    vital: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class DiskFacts:
     free_bytes: int
     n_fragments: int
     suspect: bool
+    is_full: bool  # it takes no new chunks of the usual size
     n_damaged: int  # fragments of which something cannot be read, and slots that cannot be told
 
 
@@ -167,6 +169,8 @@ class DiskShell:
             for fragment in self._open.values():
                 fragment.damaged = True
         self._fence_shell.rewrite()
+        reserve = self.facts().capacity_bytes // config.DISK_RESERVE_SHARE
+        self._slots.reserve_bytes = max(config.DISK_RESERVE_BYTES_MIN, reserve)
 
     def _recover_slot(self, slot: int) -> None:
         self._slots.slots.saw(slot)
@@ -244,7 +248,8 @@ class DiskShell:
         free = self._disk.free_bytes() + self._slots.slots.free_bytes
         used = self._used_bytes
         n_damaged = len(self._damaged) + self._n_unreadable
-        return DiskFacts(used + free, used, free, len(self._fragments), self.suspect, n_damaged)
+        n, is_full = len(self._fragments), self._slots.is_full
+        return DiskFacts(used + free, used, free, n, self.suspect, is_full, n_damaged)
 
     def _state(self, fragment: Fragment) -> FragmentState:
         return FragmentState(
@@ -262,9 +267,10 @@ class DiskShell:
         crc: int,
         create: FragmentSpec | None,
         on_done: Waiter,
+        vital: bool = False,
     ) -> None:
-        """`on_done(length)` once the bytes, and all before them, are on the disk; `data` is ours until
-        then."""
+        """`on_done(length)` once the bytes, and all before them, are on the disk; `data` is ours until then.
+        `vital`: a full disk, too, should make this fragment, for without it nothing can be deleted."""
         try:
             self._check(chunk, epoch)
             if (
@@ -274,10 +280,10 @@ class DiskShell:
                 raise Busy(f"the queue of disk {self.disk_id}")
             fragment = self._fragments.get(chunk)
             if fragment is None:
-                self._create(Append(chunk, epoch, offset, data, crc, create, on_done))
+                self._create(Append(chunk, epoch, offset, data, crc, create, on_done, vital))
                 return
             if fragment.index is None:
-                again = partial(self.append, chunk, epoch, offset, data, crc, create, on_done)
+                again = partial(self.append, chunk, epoch, offset, data, crc, create, on_done, vital)
                 self._load_index(fragment, again, on_done)
                 return
             file = self._slots.file(fragment.slot)  # first: then what fails here has changed nothing
@@ -367,11 +373,8 @@ class DiskShell:
             raise InvalidRequest(f"a fragment of {spec.capacity} bytes cannot be made")
         if not (1 <= spec.k <= 255 and 0 <= spec.m <= 255 and 0 <= spec.shard_index < spec.k + spec.m):
             raise InvalidRequest(f"{spec.shard_index} of {spec.k}+{spec.m} is no shard")
-        free = self._slots.take(spec.capacity, partial(self._on_slot, append, spec))
-        if free is not None:
-            self._create_in(free, append, spec)
-        else:
-            self._wait_for_slot(self._opening.setdefault(chunk, []), append)
+        self._wait_for_slot(self._opening.setdefault(chunk, []), append)
+        self._slots.take(spec.capacity, append.vital, partial(self._on_slot, append, spec))
 
     def _wait_for_slot(self, waiting: list[Append], append: Append) -> None:
         waiting.append(append)

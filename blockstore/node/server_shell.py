@@ -124,8 +124,10 @@ class FragmentServer:
             else:
                 call.fail(outcome)
 
+        spec = message.create
+        vital = spec is not None and spec.capacity <= config.VITAL_CHUNK_BYTES and call.peer.role == "node"
         disk.append(
-            message.chunk, message.epoch, message.offset, payload.view, message.crc, message.create, done
+            message.chunk, message.epoch, message.offset, payload.view, message.crc, spec, done, vital
         )
 
     def _is_granted(self, peer: Peer, message: AppendFragment) -> bool:

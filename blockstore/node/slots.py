@@ -8,7 +8,7 @@ used again, and beyond FREE_MAX of a size they are removed, so that deleting giv
 
 from __future__ import annotations
 
-from blockstore.codec.fragment_file import Header
+from blockstore.codec.fragment_file import Header, file_bytes
 from blockstore.config import CHUNK_BYTES_MAX
 from blockstore.ids import MiB
 
@@ -68,6 +68,14 @@ class Slots:
     def made(self, size: int) -> None:
         """Making one came to an end, well or badly."""
         self._n_making[size] -= 1
+
+    @property
+    def making_bytes(self) -> int:
+        """What the files that are being made will take."""
+        return sum(file_bytes(size) * n for size, n in self._n_making.items())
+
+    def has_free(self, size: int) -> bool:
+        return bool(self._free.get(size))
 
     @property
     def free_bytes(self) -> int:

@@ -1,4 +1,8 @@
-"""The slot files of a disk: made ahead, opened when needed, removed when too many. Carries out `slots.py`."""
+"""The slot files of a disk: made ahead, opened when needed, removed when too many. Carries out `slots.py`.
+
+No slot is made from the last `reserve_bytes` of the file system, but for whom needs one to give space back
+(`vital`): a delete is a record in a journal. A quarter is not even theirs, for control's log lies there too.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,8 @@ class SlotShell:
         self._disk = disk
         self._disk_id = disk_id
         self._on_error = on_error
-        self._waiting: dict[int, deque[OnSlot]] = {}
+        self.reserve_bytes = 0
+        self._waiting: dict[int, deque[tuple[OnSlot, bool]]] = {}  # and whether it is vital
         self._n_removing = 0
         self._files: OrderedDict[int, File] = OrderedDict()
         self._closed = False
@@ -66,21 +71,29 @@ class SlotShell:
         if file is not None:
             file.close()
 
-    def take(self, capacity: int, on_slot: OnSlot) -> Header | None:
-        """The header of a free slot; None: `on_slot` will be called with one, or with NoSpace or
+    @property
+    def is_full(self) -> bool:
+        """No chunk of the usual size can be opened here, but for vital ones."""
+        size = CHUNK_BYTES_MAX
+        return not self.slots.has_free(size) and self._room(False) < file_bytes(size)
+
+    def take(self, capacity: int, vital: bool, on_slot: OnSlot) -> None:
+        """`on_slot` is called, now or later, with the header of a free slot, or with NoSpace or
         DiskFailed."""
         size = slot_bytes_for(capacity)
         free = self.slots.take(size)
-        if free is None:
-            self._waiting.setdefault(size, deque()).append(on_slot)
+        if free is not None:
+            on_slot(free)
+        else:
+            self._waiting.setdefault(size, deque()).append((on_slot, vital))
         self._make(size)
-        return free
 
     def free(self, header: Header) -> None:
         """The slot is free, durably so."""
         waiting = self._waiting.get(header.slot_bytes)
         if waiting:
-            waiting.popleft()(header)
+            on_slot, _ = waiting.popleft()
+            on_slot(header)
             return
         unneeded = self.slots.put(header)
         if unneeded is not None:
@@ -89,9 +102,21 @@ class SlotShell:
     def _make(self, size: int) -> None:
         if self._closed:
             return
-        for _ in range(self.slots.to_make(size, len(self._waiting.get(size, ())))):
+        waiting = self._waiting.get(size, ())
+        refused = False
+        for _ in range(self.slots.to_make(size, len(waiting))):
+            if self._room(any(vital for _, vital in waiting)) < 0:  # those to make count as made
+                refused = True
+                self.slots.made(size)
+                continue
             slot = self.slots.number()
             self._disk.submit_open(file_name(slot), file_bytes(size), partial(self._on_file, slot, size))
+        if refused:
+            self._on_refused(size, NoSpace(self._disk.path))
+
+    def _room(self, vital: bool) -> int:
+        reserve = self.reserve_bytes // 4 if vital else self.reserve_bytes
+        return self._disk.free_bytes() - self.slots.making_bytes - reserve
 
     def _on_file(self, slot: int, size: int, outcome: File | BlockStoreError) -> None:
         if isinstance(outcome, BlockStoreError):
@@ -128,7 +153,8 @@ class SlotShell:
             if self._n_removing:
                 return  # then it is tried again
         while waiting:
-            waiting.popleft()(error)
+            on_slot, _ = waiting.popleft()
+            on_slot(error)
 
     def _remove(self, header: Header) -> None:
         self.drop(header.slot)
@@ -139,6 +165,6 @@ class SlotShell:
         self._n_removing -= 1
         if error is not None:
             self._on_error(error)
-        for size, waiting in self._waiting.items():
+        for size, waiting in list(self._waiting.items()):
             if waiting:
                 self._make(size)

@@ -47,3 +47,8 @@ def choose_placement(
         group = tuple(disk if disk in usable else NO_DISK for disk in chosen)
     used.update(disk for disk in group if disk != NO_DISK)
     return Placement(policy.k, policy.m, group)
+
+
+def has_room(policy: Policy, groups: Sequence[tuple[DiskId, ...]], usable: Collection[DiskId]) -> bool:
+    """Whether a chunk could be opened on these disks."""
+    return any(sum(disk in usable for disk in group) >= policy.min_write for group in groups)

@@ -162,6 +162,29 @@ class Journal:
         self.writer = ChunkWriter(chunk, chunk.epoch, placement, capacity)
         self.phase = Phase.WRITING
 
+    def refuse_puts(self) -> list[object]:
+        """The store is full: take back the puts that wait, and return their tokens. Right after
+        `start_chunk`: control then names where the chunk before ended, so that what some of its members have
+        of them is never replayed."""
+        assert not self._placed
+        refused: list[object] = []
+        added, self._added = self._added, deque()
+        for entry in added:
+            record, _, token, cost = entry
+            if isinstance(record, PutRecord):
+                self.waiting_bytes -= cost
+                refused.append(token)
+            else:
+                self._added.append(entry)
+        unplaced, self._unplaced = self._unplaced, deque()
+        for batch, tokens in unplaced:
+            kept = [i for i, record in enumerate(batch.records) if not isinstance(record, PutRecord)]
+            refused += [token for i, token in enumerate(tokens) if i not in kept]
+            if kept:  # none of them has a value
+                records = [(batch.records[i], None) for i in kept]
+                self._unplaced.append((build_batch(0, records), tuple(tokens[i] for i in kept)))
+        return refused
+
     def _end_chunk(self) -> None:
         assert self.writer is not None
         assert self.chunk is not None

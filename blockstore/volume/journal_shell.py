@@ -3,7 +3,10 @@
 
 A chunk's end costs one control commit and no more: its successor is created by the first append to it. When
 a member fails, the gap that a writer sees is the time to notice (at once for a broken connection,
-MEMBER_LATE_SECONDS for silence) plus that commit."""
+MEMBER_LATE_SECONDS for silence) plus that commit.
+
+A full store (`is_full`: too few disks take a new chunk) still deletes. Puts are refused, those that wait
+too, and the journal goes on in small chunks, which the nodes make from what they keep in reserve."""
 
 from __future__ import annotations
 
@@ -15,11 +18,20 @@ import trio
 from blockstore.chunk.writer import ChunkWriter
 from blockstore.codec.control_record import VolumeRecord
 from blockstore.codec.messages import Appended, AppendFragment
-from blockstore.config import CHUNK_BYTES_MAX, MEMBER_LATE_SECONDS
-from blockstore.errors import BlockStoreError, Busy, FragmentFull, FragmentSealed, StaleEpoch, Unavailable
+from blockstore.config import CHUNK_BYTES_MAX, MEMBER_LATE_SECONDS, VITAL_CHUNK_BYTES
+from blockstore.errors import (
+    BlockStoreError,
+    Busy,
+    FragmentFull,
+    FragmentSealed,
+    NoSpace,
+    StaleEpoch,
+    Unavailable,
+)
 from blockstore.ids import DiskId
 from blockstore.placement.policy import Policy
 from blockstore.runtime.interfaces import Answer
+from blockstore.volume.chunk_choice import has_room
 from blockstore.volume.chunk_places import ChunkPlaces
 from blockstore.volume.journal import Append, Committed, Journal, Phase
 from blockstore.volume.record_shell import Deposed, RecordShell
@@ -38,7 +50,8 @@ APPEND_SECONDS = 10 * MEMBER_LATE_SECONDS
 
 
 class JournalShell:
-    """`on_commit` is called with each batch that has become durable, in order."""
+    """`on_commit` is called with each batch that has become durable, in order; `on_refused` with the tokens
+    of puts that waited and are not carried out, for there is no space."""
 
     def __init__(
         self,
@@ -49,14 +62,19 @@ class JournalShell:
         places: ChunkPlaces,
         core: Journal,
         on_commit: Callable[[Committed], None],
+        on_refused: Callable[[list[object]], None],
     ) -> None:
         self.core = core
+        self.is_full = False
         self._world = world
         self._record = record
         self._control_record = control_record
         self._policy = policy
         self._places = places
         self._on_commit = on_commit
+        self._on_refused = on_refused
+        self._refused_space = float("-inf")  # when a member last had no space
+        self._is_short_again = False  # nor had the one before it: no haste, each attempt costs a commit
         self._pump_task: trio.lowlevel.Task | None = None
         self._pump_due = False
         self._switch_due = trio.Event()
@@ -140,6 +158,10 @@ class JournalShell:
             return
         disks = [disk for _, disk in failed]
         log.info("journal_member_failed volume=%d disks=%s why=%s", self._record.volume, disks, why)
+        if isinstance(why, NoSpace):
+            now = self._world.clock.now()
+            self._is_short_again = now - self._refused_space < 2 * RETRY_SECONDS_MAX
+            self._refused_space = now
         if not isinstance(why, NOT_THE_DISKS_FAULT) and (len(disks) < len(writer.members) or len(disks) == 1):
             for disk in disks:
                 self._places.avoid(disk, self._world.clock.now())
@@ -154,6 +176,7 @@ class JournalShell:
             before = clock.now()
             await trio.sleep(LATE_SWEEP_SECONDS)
             now = clock.now()
+            self._look_for_space()
             writer = self.core.writer
             if writer is None or now - before > OVERSLEPT_SECONDS:
                 continue  # this process stood still: acknowledgements may be waiting to be read
@@ -172,6 +195,9 @@ class JournalShell:
                 continue
             if self.core.is_fenced:
                 raise Deposed
+            if self._is_short_again:
+                self._is_short_again = False
+                await trio.sleep(RETRY_SECONDS_MAX)
             try:
                 await self._open_chunk()
             except BlockStoreError as error:
@@ -188,16 +214,34 @@ class JournalShell:
     async def _open_chunk(self) -> None:
         world = self._world
         table = world.control.views.policy(self._policy.text)
+        self._look_for_space()
+        is_full = self.is_full
         placement = self._places.choose(
             self._policy,
             () if table is None else table.groups,
             world.live_disks(),
             world.own_disks(),
             world.clock.now(),
-            world.suspect_disks(),
+            world.suspect_disks() if is_full else world.suspect_disks() | world.full_disks(),
         )
         chunk = self._places.next_chunk()
         await self._control_record.change(
             journal=lambda journal: self.core.named_with(journal, chunk, placement.disks)
         )
-        self.core.start_chunk(chunk, placement, CHUNK_BYTES_MAX)
+        self.core.start_chunk(chunk, placement, VITAL_CHUNK_BYTES if is_full else CHUNK_BYTES_MAX)
+        if is_full:
+            self._on_refused(self.core.refuse_puts())
+
+    def _look_for_space(self) -> None:
+        was_full, self.is_full = self.is_full, is_full(self._world, self._policy)
+        if self.is_full != was_full:
+            log.info("volume_space volume=%d full=%s", self._record.volume, self.is_full)
+
+
+def is_full(world: World, policy: Policy) -> bool:
+    """Whether no chunk can be opened under the policy for want of space, and not of members."""
+    table = world.control.views.policy(policy.text)
+    groups = () if table is None else table.groups
+    live = world.live_disks()
+    full = world.full_disks()
+    return bool(full) and has_room(policy, groups, live) and not has_room(policy, groups, live - full)

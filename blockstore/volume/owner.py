@@ -133,6 +133,14 @@ class Owner:
                     on_result(result)
         self.applied_to = (chunk, offset + batch.length)
 
+    def refuse(self, tokens: Iterable[object], error: BlockStoreError) -> None:
+        """Records that never become true: the journal has taken them back."""
+        for token in tokens:
+            if isinstance(token, RequestId):
+                self._forget_in_flight(token.session)
+                for on_result in self._pending.pop(token, ()):
+                    on_result(error)
+
     def _forget_in_flight(self, session: SessionId) -> None:
         left = self._in_flight[session] - 1
         if left:
@@ -169,12 +177,13 @@ class Owner:
         live: Collection[DiskId],
         avoid: Collection[DiskId],
         now: float,
+        bytes_max: int = CHUNK_BYTES_MAX,
     ) -> ChunkOpenedRecord:
         """The record that opens a chunk for the request's session. Raise QuorumLost or Busy."""
         if self.state.chunks.n_open(request.session) >= SESSION_CHUNKS_OPEN_MAX:
             raise Busy("the session has too many open chunks")
         placement = self.places.choose(policy, groups, live, frozenset(), now, avoid)
-        capacity = self._chunk_bytes // policy.k
+        capacity = min(self._chunk_bytes, bytes_max) // policy.k
         return ChunkOpenedRecord(request, settled, self.places.next_chunk(), placement, capacity, purpose)
 
     def _end(self, chunk: ChunkId, length: int) -> None:

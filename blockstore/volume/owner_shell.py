@@ -25,6 +25,7 @@ from blockstore.codec.grant import grant_token
 from blockstore.codec.journal_record import (
     ChunkOpenedRecord,
     JournalRecord,
+    PutRecord,
 )
 from blockstore.codec.messages import (
     DeleteFragment,
@@ -47,12 +48,15 @@ from blockstore.codec.run_file import Result
 from blockstore.config import (
     CHECKPOINT_JOURNAL_BYTES,
     CHECKPOINT_JOURNAL_RECORDS,
+    CHUNK_BYTES_MAX,
     OWNER_QUEUE_BYTES_MAX,
     VALUE_CACHE_BYTES,
+    VITAL_CHUNK_BYTES,
 )
 from blockstore.errors import (
     BlockStoreError,
     Busy,
+    NoSpace,
     NotFound,
     NotOwner,
     StaleEpoch,
@@ -69,7 +73,7 @@ from blockstore.volume.chunk_table import DATA
 from blockstore.volume.garbage import Garbage
 from blockstore.volume.history import key_history, list_changes
 from blockstore.volume.journal import Journal
-from blockstore.volume.journal_shell import JournalShell
+from blockstore.volume.journal_shell import JournalShell, is_full
 from blockstore.volume.owner import RUN, OnResult, Owner
 from blockstore.volume.read_shell import ReadShell
 from blockstore.volume.record_shell import Deposed, RecordShell
@@ -83,6 +87,8 @@ log = logging.getLogger("blockstore.volume")
 WAITING_CALLS_MAX = 2_000
 """Calls that wait for the takeover to end; a second's worth of many clients."""
 CHECKPOINT_LOOK_SECONDS = 0.5
+CHECKPOINT_FULL_SECONDS = 2.0
+"""Between checkpoints of a full store: only behind one are the journal's chunks garbage."""
 CHECKPOINT_RETRY_SECONDS = 10.0
 """After one that failed: it wrote its run for nothing, and would again."""
 TIDY_SECONDS = 2.0
@@ -131,6 +137,7 @@ class VolumeOwner:
                 places,
                 journal,
                 core.apply,
+                lambda tokens: core.refuse(tokens, self._no_space()),
             )
             writer = DataWriter(world.caller, world.nodes, self._grant_run, self._fork_rng())
             self._checkpointer = Checkpointer(
@@ -227,12 +234,17 @@ class VolumeOwner:
         if self._is_known(call, message):
             return
         record, value = to_record(message, call.payload.view, self._world.clock.wall())
+        if isinstance(record, PutRecord) and self._journal.is_full:
+            raise self._no_space()
 
         def answer(result: Result | BlockStoreError) -> None:
             call.payload.release()
             _answer(call, result)
 
         self._submit(message.request, record, value, answer)
+
+    def _no_space(self) -> NoSpace:
+        return NoSpace(f"the disks that {self.record.policy} may use")
 
     def _is_known(self, call: IncomingCall, message: VolumeCall) -> bool:
         """Whether this request was seen before: then it is, or will be, answered like the first time."""
@@ -250,6 +262,8 @@ class VolumeOwner:
     def _grant(self, call: IncomingCall, message: VolumeCall, op: Grant) -> None:
         if self._is_known(call, message):
             return
+        if self._journal.is_full or is_full(self._world, self._policy):
+            raise self._no_space()
         record = self._opening(self._policy, DATA, message.request, message.settled, op.finished, op.avoid)
         self._submit(message.request, record, None, lambda result: self._answer_grant(call, result))
 
@@ -297,23 +311,30 @@ class VolumeOwner:
         self._journal.wake()
         table = world.control.views.policy(policy.text)
         groups = () if table is None else table.groups
-        avoided = world.suspect_disks().union(avoid)
-        return owner.opening(
-            policy, purpose, request, settled, groups, world.live_disks(), avoided, world.clock.now()
-        )
+        live, now = world.live_disks(), world.clock.now()
+        vital = purpose == RUN and self._journal.is_full
+        avoided = world.suspect_disks().union(avoid, () if vital else world.full_disks())
+        bytes_max = VITAL_CHUNK_BYTES if vital else CHUNK_BYTES_MAX
+        return owner.opening(policy, purpose, request, settled, groups, live, avoided, now, bytes_max)
 
     # --- background
 
     async def _checkpoints(self) -> None:
+        clock = self._world.clock
+        last_at = clock.now()
         while True:
             await trio.sleep(CHECKPOINT_LOOK_SECONDS)
             journal, last = self._journal.core, self._checkpointer
+            n_bytes = journal.written_bytes - last.covered_bytes
+            n_records = journal.written_records - last.covered_records
             if (
-                journal.written_bytes - last.covered_bytes >= CHECKPOINT_JOURNAL_BYTES
-                or journal.written_records - last.covered_records >= CHECKPOINT_JOURNAL_RECORDS
+                n_bytes >= CHECKPOINT_JOURNAL_BYTES
+                or n_records >= CHECKPOINT_JOURNAL_RECORDS
+                or (self._journal.is_full and n_records and clock.now() - last_at >= CHECKPOINT_FULL_SECONDS)
             ):
                 try:
                     await self.checkpoint()
+                    last_at = clock.now()
                 except BlockStoreError as error:
                     log.warning("checkpoint_failed volume=%d why=%s", self.record.volume, error)
                     await trio.sleep(CHECKPOINT_RETRY_SECONDS)

@@ -52,3 +52,7 @@ class World:
         """Disks that failed a write, a sync or a read since their node started: other ones are chosen where
         there are enough."""
         return self.control.suspect_disks()
+
+    def full_disks(self) -> frozenset[DiskId]:
+        """Disks that take nothing new but what is needed to delete."""
+        return self.control.full_disks()

@@ -168,6 +168,8 @@ def test_a_bare_majority_of_voters_and_a_full_disk_are_warnings() -> None:
     health = look(cluster, 3, told={2: NodeFacts(used_bytes=used)})
     assert codes(health) == ["node-down", "no-voter-to-spare", "disk-nearly-full"]
     assert health.sentence == "There is no data yet; node 3 is out."
+    full = NodeFacts(used_bytes=used, full=(used[0][0],))
+    assert codes(look(cluster, told={2: full})) == ["disk-full"]
 
 
 def test_keeping_data_once_is_told_but_no_fault() -> None:

@@ -605,7 +605,7 @@ def test_a_read_error_is_reported_and_the_disk_suspect(bench: Bench) -> None:
 
 
 def test_a_full_disk_refuses_new_chunks_and_still_deletes() -> None:
-    room = 2 * 65 * MiB + 2 * 1 * MiB + 512 + 2 * 8 * KiB
+    room = 2 * 65 * MiB + 2 * 1 * MiB + 512 + 2 * 8 * KiB + config.DISK_RESERVE_BYTES_MIN
     bench = Bench(capacity_bytes=room)
     bench.disk.settle()
     whole = FragmentSpec(0, 1, 2, 64 * MiB)
@@ -616,7 +616,7 @@ def test_a_full_disk_refuses_new_chunks_and_still_deletes() -> None:
     bench.disk.settle()
     assert bench.outcomes[1] == bench.outcomes[2] == 50_000
     assert isinstance(bench.outcomes["no room"], NoSpace)
-    assert isinstance(bench.outcomes["nor for this"], NoSpace)
+    assert isinstance(bench.outcomes["nor for this"], NotFound), "the one before it was refused at once"
     assert bench.appended(chunk(1), 50_000, SOME) == 100_000, "its space was taken beforehand"
     assert not bench.shell.suspect
     bench.restart()
@@ -626,8 +626,36 @@ def test_a_full_disk_refuses_new_chunks_and_still_deletes() -> None:
     assert bench.outcomes["again"] == 50_000
 
 
+def test_what_deleting_needs_is_kept_from_everybody_else() -> None:
+    room = 2 * 65 * MiB + 2 * 1 * MiB + 512 + 2 * 8 * KiB + config.DISK_RESERVE_BYTES_MIN
+    bench = Bench(capacity_bytes=room)
+    bench.disk.settle()
+    assert not bench.shell.facts().is_full
+    for number in (1, 2):
+        spec = FragmentSpec(0, 1, 2, 64 * MiB)
+        bench.append(number, chunk(number), 0, SOME, spec=spec)
+        bench.disk.settle()
+    assert bench.shell.facts().is_full
+    small = FragmentSpec(0, 1, 2, config.VITAL_CHUNK_BYTES)
+    bench.append("data", chunk(3), 0, SOME, spec=small)
+    bench.disk.settle()
+    assert isinstance(bench.outcomes["data"], NoSpace)
+    outcomes = list[object]()
+    for number in range(4, 40):
+        where = chunk(number)
+        bench.shell.append(where, 1, 0, memoryview(SOME), crc32c(SOME), small, outcomes.append, vital=True)
+        bench.disk.settle()
+    n_made = outcomes.count(len(SOME))
+    assert n_made * config.VITAL_CHUNK_BYTES > config.DISK_RESERVE_BYTES_MIN // 2
+    assert all(isinstance(outcome, NoSpace) for outcome in outcomes[n_made:])
+    assert bench.disk.free_bytes() >= config.DISK_RESERVE_BYTES_MIN // 4, "control's log has room"
+    assert not bench.shell.suspect
+    assert bench.deleted(chunk(1)) is None
+    assert not bench.shell.facts().is_full
+
+
 def test_free_slots_of_another_size_give_way() -> None:
-    room = 2 * 65 * MiB + 2 * 1 * MiB + 512 + 2 * 8 * KiB
+    room = 2 * 65 * MiB + 2 * 1 * MiB + 512 + 2 * 8 * KiB + config.DISK_RESERVE_BYTES_MIN
     bench = Bench(capacity_bytes=room)
     bench.disk.settle()
     assert bench.shell.facts().free_bytes >= 2 * 64 * MiB

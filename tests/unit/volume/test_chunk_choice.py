@@ -10,7 +10,7 @@ import pytest
 from blockstore.errors import QuorumLost
 from blockstore.ids import DiskId, VolumeId
 from blockstore.placement.policy import Policy
-from blockstore.volume.chunk_choice import choose_placement
+from blockstore.volume.chunk_choice import choose_placement, has_room
 from blockstore.volume.chunk_places import AVOID_SECONDS, ChunkPlaces
 
 POLICY = Policy.parse("replicated(3)")
@@ -80,3 +80,9 @@ def test_what_a_client_avoids_is_avoided_for_it_alone() -> None:
 def test_chunk_ids_count_up_under_the_epoch() -> None:
     places = ChunkPlaces(VolumeId(1), 3, random.Random(1))
     assert [places.next_chunk() for _ in range(2)] == [(1, 3, 1), (1, 3, 2)]
+
+
+def test_there_is_room_if_a_write_set_is() -> None:
+    assert has_room(POLICY, GROUPS, disks(1, 4, 5))
+    assert not has_room(POLICY, GROUPS, disks(1, 5))
+    assert not has_room(POLICY, [], disks(1, 2, 3))

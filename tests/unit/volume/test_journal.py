@@ -251,3 +251,22 @@ def test_chunks_that_waiting_records_refer_to_are_known(bench: Bench) -> None:
     assert bench.journal.referred_chunks() == {chunk(5)}
     bench.acknowledge(append)
     assert not bench.journal.referred_chunks()
+
+
+def test_a_full_store_takes_back_the_puts_that_wait_and_goes_on_with_the_rest(bench: Bench) -> None:
+    bench.journal.add(put(1), b"v", "on its way")
+    bench.journal.add(delete(2), None, "delete on its way")
+    (sent,) = bench.send()
+    assert bench.journal.on_failure(sent.writer, 0, LATE)
+    bench.journal.add(put(3), b"v", "waits")
+    bench.journal.add(delete(4), None, "delete waits")
+    bench.journal.start_chunk(chunk(2), PLACEMENT, 100 * KiB)
+    assert bench.journal.refuse_puts() == ["waits", "on its way"]
+    committed: list[Committed] = []
+    while (append := bench.journal.next_append(0.0)) is not None:
+        committed += bench.acknowledge(append)
+    tokens = [token for one in committed for token in one.tokens if token is not None]
+    assert tokens == ["delete on its way", "delete waits"]
+    assert not any(isinstance(record, PutRecord) for record in records(committed))
+    assert bench.journal.is_idle
+    assert bench.journal.waiting_bytes == 0
