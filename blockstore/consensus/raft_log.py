@@ -44,6 +44,7 @@ from blockstore.config import RAFT_SEGMENT_BYTES
 from blockstore.consensus.raft_replay import Replay, runs
 from blockstore.errors import AlreadyExists, BlockStoreError, Corrupt, NotAStore
 from blockstore.runtime.interfaces import Disk, File, Write
+from blockstore.runtime.unreadable import read_or_nothing
 
 FOLDER = "raft"
 VOTE_NAME = f"{FOLDER}/vote"
@@ -249,7 +250,7 @@ class RaftLog:
     # --- starting: blocking
 
     def load(self) -> Loaded:
-        """Read everything, repair what can be, and be ready to write.
+        """Read everything, repair what can be, and be ready to write. What cannot be read is damaged.
 
         Raises NotAStore (nothing was ever here), Corrupt (no whole snapshot is left), UnknownFormat,
         DiskFailed."""
@@ -286,7 +287,7 @@ class RaftLog:
 
     def _load_snapshot(self) -> Snapshot:
         found: list[Snapshot | None] = []
-        contents = [self._disk.read_file(name) for name in SNAPSHOT_NAMES]
+        contents = [read_or_nothing(self._disk, name) for name in SNAPSHOT_NAMES]
         for content in contents:
             try:
                 found.append(decode_snapshot(content) if content is not None else None)
@@ -304,7 +305,7 @@ class RaftLog:
 
     def _load_vote(self) -> tuple[HardState | None, bool]:
         """The newest state, and whether both slots have it."""
-        content = self._disk.read_file(VOTE_NAME)
+        content = read_or_nothing(self._disk, VOTE_NAME)
         generations, hard_state = decode_vote_slots(content or b"")
         self._generation = max(0, *generations)
         return hard_state, generations[0] == generations[1]
@@ -318,10 +319,10 @@ class RaftLog:
                 self._disk.remove(f"{FOLDER}/{name}")  # being made when the process was killed
                 continue
             number = int(name.removeprefix(_SEGMENT_PREFIX))
-            content = self._disk.read_file(segment_name(number)) or b""
+            content = read_or_nothing(self._disk, segment_name(number)) or b""
             scanned = scan_segment(content, number)
             if scanned.header is None or not scanned.batches:
-                if scanned.damaged:
+                if scanned.damaged or not content:
                     replay.on_damage(f"segment {number}")
                     self._segments.append((number, 0))
                 else:

@@ -53,6 +53,7 @@ from blockstore.errors import (
 )
 from blockstore.ids import NodeId, RequestId, SessionId
 from blockstore.runtime.interfaces import Address, Clock, Disk, Network
+from blockstore.runtime.unreadable import read_or_nothing
 
 log = logging.getLogger("blockstore.control")
 
@@ -130,7 +131,8 @@ class Replica:
 
     def load_members(self) -> None:
         """Corrupt or UnknownFormat if no copy is whole."""
-        contents = [content for name in MEMBERS_FILES if (content := self._disk.read_file(name)) is not None]
+        found = [read_or_nothing(self._disk, name) for name in MEMBERS_FILES]
+        contents = [content for content in found if content is not None]
         whole: list[SnapshotContent] = []
         why: BlockStoreError | None = None
         for content in contents:

@@ -12,6 +12,7 @@ from functools import partial
 
 from blockstore.codec.fence_file import (
     FILE_BYTES,
+    HEADER_BYTES,
     NAMES,
     RECORDS_MAX,
     Fact,
@@ -26,6 +27,7 @@ from blockstore.errors import BlockStoreError, NoSpace
 from blockstore.ids import ChunkId, DiskId, VolumeId
 from blockstore.node.fence import Fences
 from blockstore.runtime.interfaces import Disk, File, Write
+from blockstore.runtime.unreadable import read_or_nothing
 
 OnDone = Callable[[BlockStoreError | None], None]
 
@@ -55,16 +57,20 @@ class FenceShell:
     def recover(self) -> bool:
         """Read what is remembered; False when some of it may be lost. Blocking."""
         best: FenceFile | None = None
+        is_lost = False  # one of them, perhaps the newer
         for name in NAMES:
-            content = self._disk.read_file(name)
+            content = read_or_nothing(self._disk, name)
             found = None if content is None else decode_fence_file(content, self._disk_id)
+            if found is None and content is not None:
+                is_lost = is_lost or not content or any(content[:HEADER_BYTES])  # blank: it was being made
             if found is not None and (best is None or found.generation > best.generation):
                 best = found
         if best is None:
             return False
         self.fences.recall(best.facts)
-        self._generation = best.generation
-        return not best.damaged
+        # Past the generation that is lost: its records would be taken for those of the next file.
+        self._generation = best.generation + (2 if is_lost else 0)
+        return not best.damaged and not is_lost
 
     def rewrite(self) -> None:
         """All that is alive into the other file, and that one into use. Blocking."""

@@ -10,14 +10,31 @@ from typing import Literal
 import trio
 
 from blockstore.errors import DiskFailed
+from blockstore.node.slots_shell import file_name
 from blockstore.runtime.interfaces import Message
 from blockstore.runtime.sim.bus import BusFaults
-from blockstore.runtime.sim.disk import SECTOR_BYTES, SimDisk
+from blockstore.runtime.sim.disk import USUAL_LATENCY_SECONDS, SimDisk
+from blockstore.runtime.sim.disk_content import SECTOR_BYTES
 from blockstore.runtime.sim.net import LinkFaults
 from blockstore.runtime.sim.world import Machine
 from tests.simulation.cluster import SimCluster, SimNode
-from tests.simulation.plan import MOMENT_SECONDS_MAX, MOMENTS, NODE_KINDS, ROT_KINDS, Fault, Kind, Plan
+from tests.simulation.plan import (
+    CLOCK_RATES,
+    CLOCK_STOP_SECONDS,
+    MOMENT_SECONDS_MAX,
+    MOMENTS,
+    NODE_KINDS,
+    ROT_KINDS,
+    Fault,
+    Kind,
+    Plan,
+)
 from tests.simulation.watch import Watch
+
+ROTTEN_FOLDERS = ("fragments", "raft")
+STEPS_MAX = 60
+"""Of a disk, until power fails in the middle of one: a second or less of a busy node."""
+CLOCK_STOP_PAUSE_SECONDS = 1.0
 
 
 class Faults:
@@ -32,6 +49,7 @@ class Faults:
         self._full: dict[SimDisk, tuple[int, int]] = {}  # for how many reasons, and what it really holds
         self._one_at_a_time = trio.CapacityLimiter(len(cluster.nodes) if plan.is_storm else 1)
         self._waiting: list[tuple[SimNode, type, int, trio.Event]] = []
+        self._stopping: dict[SimNode, None] = {}  # whose clocks stand still now and then
         self._hurt: dict[SimNode, None] = {}  # those that are away, or restarting
         if plan.victim:
             victim = cluster.node(plan.victim)
@@ -50,6 +68,9 @@ class Faults:
                     nursery.start_soon(self._carry_out, fault)
         finally:
             self._world.spy = None
+            for one in self._cluster.nodes:
+                for disk in one.machine.disks.values():
+                    disk.heal()
 
     async def _carry_out(self, fault: Fault) -> None:
         try:
@@ -101,6 +122,7 @@ class Faults:
         return {
             "kill": self._stop,
             "power": self._stop,
+            "power at a write": self._stop_at_a_write,
             "freeze": self._freeze,
             "isolate": self._isolate,
             "deaf": self._isolate,
@@ -109,13 +131,20 @@ class Faults:
             "pair": self._cut_pair,
             "slow link": self._slow_link,
             "lossy": self._lose,
+            "reset": self._reset,
             "stall": self._stall,
+            "slow disk": self._slow_disk,
             "write error": self._fail_disk,
             "sync error": self._fail_disk,
             "read error": self._fail_read,
             "full": self._fill,
+            "drift": self._drift,
+            "clock stops": self._stop_clock,
+            "wall clock": self._set_wall,
             "rot": self._rot,
-            "misdirected": self._misdirect,
+            "misdirected": self._misplace,
+            "lost write": self._misplace,
+            "bad sector": self._make_unreadable,
         }
 
     def _tell(self, one: SimNode, words: str) -> None:
@@ -128,6 +157,29 @@ class Faults:
         power = fault.kind == "power"
         self._tell(one, "power fails" if power else "is killed")
         self._cluster.kill(one, power=power)
+        await trio.sleep(fault.hold)
+        self._cluster.start(one)
+        del self._hurt[one]
+
+    async def _stop_at_a_write(self, one: SimNode, fault: Fault) -> None:
+        """Between two steps of a disk: a write, a sync, a rename."""
+        if one in self._hurt:
+            return
+        self._hurt[one] = None
+        disk, n_steps = self._some_disk(one), fault.index % STEPS_MAX
+        is_off = trio.Event()
+
+        def cut() -> None:
+            self._tell(one, f"power fails at a step of {disk.path}")
+            self._cluster.kill(one, power=True)
+            is_off.set()
+
+        self._tell(one, f"power will fail {n_steps} steps of {disk.path} from now")
+        disk.cut_after(n_steps, cut)
+        with trio.move_on_after(MOMENT_SECONDS_MAX):
+            await is_off.wait()
+        if one.is_wanted:  # the disk did not so much
+            cut()
         await trio.sleep(fault.hold)
         self._cluster.start(one)
         del self._hurt[one]
@@ -209,11 +261,30 @@ class Faults:
         world.lanes.faults, world.bus.faults = self._usual
         world.tell("the network is sound again")
 
+    async def _reset(self, one: SimNode, fault: Fault) -> None:
+        until = trio.current_time() + fault.hold
+        self._tell(one, f"loses all its connections again and again for {fault.hold:.1f} s")
+        while trio.current_time() < until:
+            for other in self._others(one):
+                if self._rng.random() < 0.7:
+                    self._world.break_lanes(one.machine, other)
+            await trio.sleep(self._rng.uniform(0.02, 0.4))
+
     async def _stall(self, one: SimNode, fault: Fault) -> None:
         self._tell(one, f"has disks that do nothing for {fault.hold:.1f} s")
         for disk in one.machine.disks.values():
             disk.stall(fault.hold)
         await trio.sleep(fault.hold)
+
+    async def _slow_disk(self, one: SimNode, fault: Fault) -> None:
+        seconds = self._rng.choice((0.01, 0.05, 0.2))
+        self._tell(one, f"has disks that take {seconds * 1_000:.0f} ms for everything")
+        for disk in one.machine.disks.values():
+            disk.latency_seconds = (seconds / 2, seconds)
+        await trio.sleep(fault.hold)
+        for disk in one.machine.disks.values():
+            disk.latency_seconds = USUAL_LATENCY_SECONDS
+        self._tell(one, "has quick disks again")
 
     def _some_disk(self, one: SimNode) -> SimDisk:
         return self._rng.choice(list(one.machine.disks.values()))
@@ -259,15 +330,51 @@ class Faults:
                 disk.capacity_bytes = capacity
         self._tell(one, "has room on its disks, unless it is full for another reason")
 
+    # --- clocks
+
+    async def _drift(self, one: SimNode, fault: Fault) -> None:
+        rate = self._rng.choice(CLOCK_RATES)
+        self._tell(one, f"has a clock that runs {rate} as fast as time")
+        one.machine.clock.rate = rate
+        await trio.sleep(fault.hold)
+
+    async def _stop_clock(self, one: SimNode, fault: Fault) -> None:
+        if one in self._stopping:
+            return  # twice as often would be more than clocks may differ
+        self._stopping[one] = None
+        until = trio.current_time() + fault.hold
+        self._tell(one, f"has a clock that stands still for {CLOCK_STOP_SECONDS} s now and then")
+        while trio.current_time() < until:
+            one.machine.clock.stand_still(CLOCK_STOP_SECONDS)
+            await trio.sleep(CLOCK_STOP_PAUSE_SECONDS)
+        del self._stopping[one]
+
+    async def _set_wall(self, one: SimNode, fault: Fault) -> None:
+        seconds = self._rng.choice((-1e7, -3_600.0, 1.0, 86_400.0, 1e8))
+        self._tell(one, f"has its wall clock set by {seconds:+.0f} s")
+        one.machine.clock.set_wall(seconds)
+
+    # --- bytes: on the victim alone
+
     def _rotten_file(self, one: SimNode) -> tuple[SimDisk, str] | None:
         """One of those that a node must be able to lose bytes of."""
         files = [
             (disk, f"{folder}/{name}")
             for disk in one.machine.disks.values()
-            for folder in ("fragments", "raft")
+            for folder in ROTTEN_FOLDERS
             for name in disk.names(folder)
         ]
         return self._rng.choice(files) if files else None
+
+    def _file_in_use(self, one: SimNode) -> tuple[SimDisk, str] | None:
+        """A fragment that is still written, if there is one."""
+        shells = one.node.disks.values() if one.node is not None else ()
+        slots = [
+            fragment.slot for shell in shells for fragment in shell._fragments.values() if not fragment.sealed
+        ]
+        if not slots:
+            return self._rotten_file(one)
+        return one.machine.disk(one.facts.disks[0].directory), file_name(self._rng.choice(slots))
 
     async def _rot(self, one: SimNode, fault: Fault) -> None:
         found = self._rotten_file(one)
@@ -277,13 +384,26 @@ class Faults:
             self._tell(one, f"a bit flips at {offset} of {disk.path}/{name}")
             disk.flip(name, offset, 1 << self._rng.randrange(8))
 
-    async def _misdirect(self, one: SimNode, fault: Fault) -> None:
-        """A sector of one place is written over another."""
-        source, target = self._rotten_file(one), self._rotten_file(one)
-        if source is None or target is None:
+    async def _make_unreadable(self, one: SimNode, fault: Fault) -> None:
+        found = self._rotten_file(one)
+        if found is not None:
+            disk, name = found
+            offset = disk.random_place(name, self._rng)
+            self._tell(one, f"the sector at {offset} of {disk.path}/{name} cannot be read any more")
+            disk.make_unreadable(name, offset)
+
+    async def _misplace(self, one: SimNode, fault: Fault) -> None:
+        """A write that is acknowledged is nowhere, or in another place of the same disk."""
+        found = self._file_in_use(one)
+        if found is None:
             return
-        start = source[0].random_place(source[1], self._rng) // SECTOR_BYTES * SECTOR_BYTES
-        end = target[0].random_place(target[1], self._rng) // SECTOR_BYTES * SECTOR_BYTES
-        data = source[0].peek(source[1], start, SECTOR_BYTES)
-        self._tell(one, f"a write to {source[1]} at {start} goes to {target[0].path}/{target[1]} at {end}")
-        target[0].overwrite(target[1], end, data)
+        disk, name = found
+        to: tuple[str, int] | None = None
+        if fault.kind == "misdirected":
+            folder = name.partition("/")[0]
+            other = f"{folder}/{self._rng.choice(disk.names(folder))}"
+            to = other, disk.random_place(other, self._rng) // SECTOR_BYTES * SECTOR_BYTES
+        self._tell(
+            one, f"a write to {disk.path}/{name} will go {f'to {to[0]} at {to[1]}' if to else 'nowhere'}"
+        )
+        disk.misplace(name, fault.nth, to)

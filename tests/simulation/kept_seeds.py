@@ -5,5 +5,7 @@ the workload it is one seed more among many."""
 
 from __future__ import annotations
 
-KEPT: dict[int, str] = {}
+KEPT: dict[int, str] = {
+    1: "a node did not start again when a sector of its vote file could not be read",
+}
 """And what went wrong in it."""

@@ -6,8 +6,9 @@ survive:
 
 - Of the faults that take a node away (`NODE_KINDS`) at most one lasts at a time, except in a storm. In a
   storm any number of nodes is away, even all: then nothing is promised but that nothing is lost.
-- Bytes rot on one node alone, the victim, chosen once for each seed; its other faults are rot too, and there
-  is no storm: two damaged places of three would be one too many.
+- Bytes rot or go astray on one node alone, the victim, chosen once for each seed, which then has no storm and
+  only policies that survive two failures: the victim's, and one node that is away.
+- Clocks differ by less than `CLOCK_DRIFT_MAX`, stops included. The wall's clock jumps: nothing rests on it.
 - A disk whose write failed is suspect for good, so whoever watches over the cluster restarts its daemon.
 """
 
@@ -27,16 +28,23 @@ from blockstore.codec.messages import (
 )
 
 Kind = Literal[
-    "kill", "power", "freeze", "isolate", "deaf", "mute", "pair", "flapping", "slow link", "lossy",
-    "stall", "write error", "sync error", "read error", "full", "rot", "misdirected",
+    "kill", "power", "power at a write", "freeze", "isolate", "deaf", "mute", "flapping",
+    "pair", "slow link", "lossy", "reset",
+    "stall", "slow disk", "write error", "sync error", "read error", "full",
+    "drift", "clock stops", "wall clock",
+    "rot", "misdirected", "lost write", "bad sector",
 ]  # fmt: skip
 Aim = Literal["leader", "owner", "anyone"]
 
-NODE_KINDS: tuple[Kind, ...] = ("kill", "power", "freeze", "isolate", "deaf", "mute", "flapping")
+NODE_KINDS: tuple[Kind, ...] = (
+    "kill", "power", "power at a write", "freeze", "isolate", "deaf", "mute", "flapping",
+)  # fmt: skip
 """These take a node away, or half away."""
-LINK_KINDS: tuple[Kind, ...] = ("pair", "slow link", "lossy")
-DISK_KINDS: tuple[Kind, ...] = ("stall", "write error", "sync error", "read error", "full")
-ROT_KINDS: tuple[Kind, ...] = ("rot", "misdirected")
+LINK_KINDS: tuple[Kind, ...] = ("pair", "slow link", "lossy", "reset")
+DISK_KINDS: tuple[Kind, ...] = ("stall", "slow disk", "write error", "sync error", "read error", "full")
+CLOCK_KINDS: tuple[Kind, ...] = ("drift", "clock stops", "wall clock")
+ROT_KINDS: tuple[Kind, ...] = ("rot", "misdirected", "lost write", "bad sector")
+ALL_KINDS: tuple[Kind, ...] = (*NODE_KINDS, *LINK_KINDS, *DISK_KINDS, *CLOCK_KINDS, *ROT_KINDS)
 AIMS: tuple[Aim, ...] = ("leader", "owner", "anyone")
 
 MOMENTS: tuple[type, ...] = (AppendFragment, Transact, Fence, SealFragment, DeleteFragment, VolumeCall)
@@ -44,6 +52,12 @@ MOMENTS: tuple[type, ...] = (AppendFragment, Transact, Fence, SealFragment, Dele
 
 MOMENT_SECONDS_MAX = 2.0
 """Then the moment has not come, and the fault begins without."""
+
+
+CLOCK_RATES = (0.997, 1.003)
+CLOCK_STOP_SECONDS = 0.001
+"""How long a clock stands still, once a second at most: over the time of a lease, half a second or more, no
+two clocks differ by CLOCK_DRIFT_MAX."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +84,8 @@ class Plan:
 def draw_plan(rng: random.Random, n_nodes: int, n_faults: int) -> Plan:
     """A random subset of kinds, and faults of these."""
     mood = rng.random()
-    is_storm, rots = mood < 0.3, mood > 0.6
-    pool: list[Kind] = [*NODE_KINDS, *LINK_KINDS, *DISK_KINDS, *(ROT_KINDS if rots else ())]
+    is_storm, rots = mood < 0.3, mood > 0.6 and n_nodes > 5
+    pool = ALL_KINDS if rots else ALL_KINDS[: -len(ROT_KINDS)]
     kinds: list[Kind] = [kind for kind in pool if rng.random() < 0.4]
     if not any(kind in NODE_KINDS for kind in kinds):
         kinds.append(rng.choice(NODE_KINDS[:4]))

@@ -21,7 +21,7 @@ from chaos.history import History
 from tests.simulation import settings
 from tests.simulation.cluster import SimCluster
 from tests.simulation.faults import Faults
-from tests.simulation.plan import Plan, draw_plan
+from tests.simulation.plan import CLOCK_RATES, Plan, draw_plan
 from tests.simulation.watch import Watch
 from tests.simulation.workload import BucketBook, Tally, Workload
 
@@ -33,8 +33,6 @@ RECOVERY_SECONDS = 30.0
 LIFE_SECONDS_MAX = 600.0
 """A seed takes about a minute of its own time; one that takes so long is stuck."""
 OPERATIONS_MIN = 300
-CLOCK_RATES = (1.0, 1.0, 1.0, 0.996, 1.004)
-"""Within CLOCK_DRIFT_MAX of each other."""
 
 
 @dataclass
@@ -45,6 +43,8 @@ class Outcome:
     n_events: int = 0
     n_faults: int = 0
     faults: dict[str, int] = field(default_factory=dict[str, int])
+    mishaps: dict[str, int] = field(default_factory=dict[str, int])
+    """What the faults did: messages lost, operations of disks failed, …"""
     n_acknowledged: int = 0
     n_given_up: int = 0
     n_reads: int = 0
@@ -144,7 +144,7 @@ class _Seed:
             self._cluster = SimCluster(world, nursery, self._n_nodes)
             self._watch = Watch(self._cluster)
             for one in self._cluster.nodes:
-                one.machine.clock.rate = self._rng.choice(CLOCK_RATES)
+                one.machine.clock.rate = self._rng.choice((1.0, 1.0, 1.0, *CLOCK_RATES))
                 self._cluster.start(one)
             nursery.start_soon(self._look)
             with trio.move_on_after(LIFE_SECONDS_MAX) as life:
@@ -154,6 +154,7 @@ class _Seed:
             self._watch.look_at_sealed_again()
             outcome.violations = self._watch.violations
             outcome.trace_sum, outcome.n_events = world.trace.sum, world.trace.n_events
+            outcome.mishaps = self._mishaps()
             outcome.n_acknowledged = self._tally.n_acknowledged
             outcome.n_given_up, outcome.n_reads = self._tally.n_given_up, self._tally.n_reads
             outcome.n_checked = self._tally.n_checked
@@ -162,6 +163,17 @@ class _Seed:
             outcome.n_own_ends = self._cluster.n_own_ends
             outcome.seconds = trio.current_time()
             nursery.cancel_scope.cancel()
+
+    def _mishaps(self) -> dict[str, int]:
+        world = self.world
+        disks = [disk for one in self._cluster.nodes for disk in one.machine.disks.values()]
+        return {
+            "messages lost": world.bus.n_lost + world.lanes.n_lost,
+            "messages doubled": world.bus.n_doubled + world.lanes.n_repeated,
+            "messages reordered": world.bus.n_reordered,
+            "disk operations failed": sum(disk.n_failed for disk in disks),
+            "writes gone astray": sum(disk.n_astray for disk in disks),
+        }
 
     async def _look(self) -> None:
         due = 0.0
@@ -192,7 +204,11 @@ class _Seed:
             await self._recover(store, nursery)
 
     async def _make_buckets(self, store: aio.Store) -> list[BucketBook]:
-        coded = "ec(2,1)" if self._n_nodes < 6 else self._rng.choice(("ec(2,1)", "ec(4,2)"))
+        coded = self._rng.choice(("ec(2,1)", "ec(4,2)"))
+        if self._n_nodes < 6:
+            coded = "ec(2,1)"
+        elif self._plan.victim:
+            coded = "ec(4,2)"  # which bears its damage, and another node's absence
         books: list[BucketBook] = []
         for name, policy in (("copies", "replicated(3)"), ("coded", coded)):
             await store.create_bucket(name, policy=policy)

@@ -2,7 +2,7 @@
 
 Each message draws its fate when it is sent; a delay drawn for each alone is what reorders them. A cut between
 two nodes loses what is sent while it lasts and what is under way when it falls; it may be in one direction
-only.
+only. What chance did to messages is counted.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class SimCarrier:
         self._cuts: set[tuple[NodeId, NodeId]] = set()
         self._links: dict[tuple[NodeId, NodeId], BusFaults] = {}
         self._n_under_way = 0
+        self._last_due: dict[tuple[NodeId, NodeId], float] = {}  # of the newest message's first copy
+        self.n_lost = self.n_doubled = self.n_reordered = 0
 
     def bus(self, me: NodeId, on_message: OnBusMessage) -> MemoryBus:
         return self.join(MemoryBus(me, on_message, self))
@@ -83,9 +85,13 @@ class SimCarrier:
         lost = chance.random() < faults.loss
         copies = 2 if chance.random() < faults.duplication else 1
         delays = [chance.uniform(faults.delay_min, faults.delay_max) for _ in range(copies)]
+        self.n_lost += lost
         if lost or (sender, to) in self._cuts or self._n_under_way >= UNDELIVERED_MAX:
             return False
         now = self._clock.now()
+        self.n_doubled += copies - 1
+        self.n_reordered += now + min(delays) < self._last_due.get((sender, to), 0.0)
+        self._last_due[sender, to] = max(now + min(delays), self._last_due.get((sender, to), 0.0))
         for delay in delays:
             self._n_under_way += 1
             self._agenda.at(now + delay, partial(self._arrive, sender, to, message))

@@ -4,7 +4,8 @@ What was written and what was synced are kept apart, sector by sector. `crash` i
 was not synced, each sector keeps a prefix of what was written to it, chosen by chance (the page cache
 writes whole pages, in any order), and files and names whose directory was not synced may be gone. A sync
 that fails drops the cached pages' dirt like Linux does: the bytes can still be read, some were never
-stored, and the next sync "succeeds".
+stored, and the next sync "succeeds". A write may be lost or go to another place, and a sector may become
+unreadable, and nobody is told until it is read.
 
 Everything happens in `step`: one submitted write, one sync, one read. A test may drive it by hand and cut
 the power between any two steps (`cut_after`), or run `serve` under trio, where each step takes a while on
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Literal, TypeVar
@@ -26,12 +27,13 @@ import trio
 from blockstore.errors import BlockStoreError, DiskFailed, NoSpace, NotFound
 from blockstore.ids import GiB
 from blockstore.runtime.interfaces import Clock, File, Write
+from blockstore.runtime.sim.disk_content import PAGE_BYTES, SECTOR_BYTES, Content, get, put
 
 OnDone = Callable[[BlockStoreError | None], None]
 T = TypeVar("T")
 
-SECTOR_BYTES = 512
-PAGE_BYTES = 4096
+
+USUAL_LATENCY_SECONDS = (0.000_05, 0.000_5)
 
 
 class PowerLost(Exception):
@@ -40,80 +42,20 @@ class PowerLost(Exception):
 
 
 @dataclass(slots=True)
-class _Content:
-    """One file: pages that are stored, and writes that are only cached. A page not there is zeros."""
-
-    size: int
-    stored: dict[int, bytearray] = field(default_factory=dict[int, bytearray])
-    cached: dict[int, bytearray] = field(default_factory=dict[int, bytearray])
-    dirty: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
-    named: bool = False  # its directory entry is durable
-    replaces: _Content | None = None  # what the name meant before, and may mean again until `named`
-
-    def write(self, offset: int, data: bytes) -> None:
-        self.dirty.append((offset, data))
-        _put(self.cached, offset, data)
-
-    def sync(self) -> None:
-        for offset, data in self.dirty:
-            _put(self.stored, offset, data)
-        self.dirty.clear()
-
-    def lose(self, rng: Random) -> None:
-        """Store of each dirty sector a prefix of its writes; all, none or some of it everywhere."""
-        mood = rng.choice(("none", "some", "some", "all"))
-        history = dict[int, list[tuple[int, bytes]]]()
-        for offset, data in self.dirty:
-            for sector in range(offset // SECTOR_BYTES, -(-(offset + len(data)) // SECTOR_BYTES)):
-                start = max(offset, sector * SECTOR_BYTES)
-                end = min(offset + len(data), (sector + 1) * SECTOR_BYTES)
-                history.setdefault(sector, []).append((start, data[start - offset : end - offset]))
-        for writes in history.values():
-            n = {"none": 0, "some": rng.randint(0, len(writes)), "all": len(writes)}[mood]
-            for start, data in writes[:n]:
-                _put(self.stored, start, data)
-        self.dirty.clear()
-
-    def forget_cache(self) -> None:
-        self.dirty.clear()
-        self.cached = {page: bytearray(content) for page, content in self.stored.items()}
-
-
-def _put(pages: dict[int, bytearray], offset: int, data: bytes) -> None:
-    at = 0
-    while at < len(data):
-        page, inside = divmod(offset + at, PAGE_BYTES)
-        n = min(PAGE_BYTES - inside, len(data) - at)
-        content = pages.get(page)
-        if content is None:
-            content = pages[page] = bytearray(PAGE_BYTES)
-        content[inside : inside + n] = data[at : at + n]
-        at += n
-
-
-def _get(pages: dict[int, bytearray], offset: int, into: memoryview) -> None:
-    if len(into) > len(pages) * PAGE_BYTES:
-        into[:] = bytes(len(into))
-        for page, present in pages.items():  # sparse: look at what there is
-            start, end = max(page * PAGE_BYTES, offset), min((page + 1) * PAGE_BYTES, offset + len(into))
-            if start < end:
-                into[start - offset : end - offset] = present[start % PAGE_BYTES :][: end - start]
-        return
-    at = 0
-    while at < len(into):
-        page, inside = divmod(offset + at, PAGE_BYTES)
-        n = min(PAGE_BYTES - inside, len(into) - at)
-        content = pages.get(page)
-        into[at : at + n] = bytes(n) if content is None else content[inside : inside + n]
-        at += n
-
-
-@dataclass(slots=True)
 class _Fault:
     operation: Literal["write", "sync", "read"]
     name: str | None
     error: BlockStoreError
     left: int  # operations that still succeed
+
+
+@dataclass(slots=True)
+class _Stray:
+    """A write to come that the disk will say it stored, and will not have."""
+
+    name: str
+    left: int  # writes of the file that are still stored
+    to: tuple[str, int] | None  # where it goes instead; None: nowhere
 
 
 class SimDisk:
@@ -126,7 +68,7 @@ class SimDisk:
         *,
         path: str = "sim",
         capacity_bytes: int = 64 * GiB,
-        latency_seconds: tuple[float, float] = (0.000_05, 0.000_5),
+        latency_seconds: tuple[float, float] = USUAL_LATENCY_SECONDS,
         after: Callable[[float, Callable[[], None]], None] | None = None,
     ) -> None:
         """`after` makes a call after so many seconds: with it the disk works by itself, without `serve`."""
@@ -134,10 +76,11 @@ class SimDisk:
         self._clock = clock
         self._path = path
         self.capacity_bytes = capacity_bytes
-        self._latency = latency_seconds
-        self._files: dict[str, _Content] = {}
-        self._removed: dict[str, _Content] = {}  # whose removal is not durable yet
+        self.latency_seconds = latency_seconds
+        self._files: dict[str, Content] = {}
+        self._removed: dict[str, Content] = {}  # whose removal is not durable yet
         self._faults: list[_Fault] = []
+        self._strays: list[_Stray] = []
         self._jobs: deque[tuple[Callable[[], None], bool]] = deque()  # and whether they take time
         self._life = 0  # handles of an earlier one are dead
         self._stalled_until = 0.0
@@ -146,13 +89,16 @@ class SimDisk:
         self._is_at_work = False
         self.is_off = False
         self.n_steps = 0
+        self.n_failed = 0  # operations, by what was injected or is unreadable
+        self.n_astray = 0  # writes
         self._steps_left = -1
+        self._on_cut: Callable[[], None] | None = None
 
     # --- what tests do to it
 
-    def cut_after(self, n_steps: int) -> None:
-        """Raise PowerLost instead of the step that comes after `n_steps` more."""
-        self._steps_left = n_steps
+    def cut_after(self, n_steps: int, on_cut: Callable[[], None] | None = None) -> None:
+        """Raise PowerLost instead of the step that comes after `n_steps` more, once `on_cut` was called."""
+        self._steps_left, self._on_cut = n_steps, on_cut
 
     def crash(self, rng: Random | None = None) -> None:
         """Power fails and comes back: unsynced writes are lost in part, all handles and queues are gone."""
@@ -179,7 +125,7 @@ class SimDisk:
         self._jobs.clear()
         self._is_at_work = False
         self._life += 1
-        self._steps_left = -1
+        self._steps_left, self._on_cut = -1, None
 
     def process_ended(self) -> None:
         """Who used the disk is gone: what was written is in the cache, and may still be lost by a crash; what
@@ -206,9 +152,19 @@ class SimDisk:
         """Fail one operation (on file `name`, or on any) with `error`, after `after` that succeed."""
         self._faults.append(_Fault(operation, name, error, after))
 
+    def misplace(self, name: str, after: int, to: tuple[str, int] | None = None) -> None:
+        """Lose one write of this file, after `after` that are stored; or store it at another file's offset.
+        Nobody is told: the cache shows what was written until the cache is dropped."""
+        self._strays.append(_Stray(name, after, to))
+
+    def make_unreadable(self, name: str, offset: int) -> None:
+        """The sector there cannot be read any more, until it is written again."""
+        self._files[name].unreadable.add(offset // SECTOR_BYTES)
+
     def heal(self) -> None:
-        """What was injected and has not failed yet does not fail."""
+        """What was injected and has not failed yet does not fail. What is unreadable stays so."""
         self._faults.clear()
+        self._strays.clear()
 
     def random_place(self, name: str, rng: Random) -> int:
         """An offset of the file where something was written, if anything was."""
@@ -224,12 +180,13 @@ class SimDisk:
     def overwrite(self, name: str, offset: int, data: bytes) -> None:
         """A misdirected write: bytes that nobody meant to put there, stored and cached."""
         content = self._files[name]
-        _put(content.stored, offset, data)
-        _put(content.cached, offset, data)
+        data = data[: max(0, content.size - offset)]
+        put(content.stored, offset, data)
+        put(content.cached, offset, data)
 
     def peek(self, name: str, offset: int, length: int) -> bytes:
         into = bytearray(length)
-        _get(self._files[name].cached, offset, memoryview(into))
+        get(self._files[name].cached, offset, memoryview(into))
         return bytes(into)
 
     def stall(self, seconds: float) -> None:
@@ -260,7 +217,7 @@ class SimDisk:
             if not self._jobs:
                 self._work = trio.Event()
                 await self._work.wait()
-            pause = self.rng.uniform(*self._latency) if self._jobs[0][1] else 0.0
+            pause = self.rng.uniform(*self.latency_seconds) if self._jobs[0][1] else 0.0
             await clock.sleep_until(max(clock.now() + pause, self._stalled_until))
             self.step()
 
@@ -279,7 +236,7 @@ class SimDisk:
         self._is_at_work = bool(self._jobs)
         if self._jobs:
             takes_time = any(takes_time for _, takes_time in self._jobs)
-            pause = self.rng.uniform(*self._latency) if takes_time else 0.0
+            pause = self.rng.uniform(*self.latency_seconds) if takes_time else 0.0
             if self._clock is not None:
                 pause = max(pause, self._stalled_until - self._clock.now())
             after(pause, partial(self._work_on, after, self._life))
@@ -299,7 +256,11 @@ class SimDisk:
 
     def tick(self) -> None:
         """Here the power may fail."""
-        if self._steps_left == 0 or self.is_off:
+        if self.is_off:
+            raise PowerLost
+        if self._steps_left == 0:
+            if self._on_cut is not None:
+                self._on_cut()
             raise PowerLost
         self._steps_left -= 1
         self.n_steps += 1
@@ -309,9 +270,29 @@ class SimDisk:
             if fault.operation == operation and fault.name in (None, name):
                 if fault.left == 0:
                     self._faults.remove(fault)
+                    self.n_failed += 1
                     raise fault.error
                 fault.left -= 1
                 return
+
+    def check_readable(self, name: str, content: Content, offset: int, length: int) -> None:
+        if not content.is_readable(offset, length):
+            self.n_failed += 1
+            raise DiskFailed(name, "Input/output error")
+
+    def goes_astray(self, name: str, data: bytes) -> bool:
+        """Whether this write is one that the disk misplaces."""
+        for stray in self._strays:
+            if stray.name == name:
+                if stray.left:
+                    stray.left -= 1
+                    continue
+                self._strays.remove(stray)
+                self.n_astray += 1
+                if stray.to is not None and stray.to[0] in self._files:
+                    self.overwrite(*stray.to, data)
+                return True
+        return False
 
     def will_fail(self, operation: Literal["write", "sync", "read"], name: str) -> bool:
         return any(fault.operation == operation and fault.name in (None, name) for fault in self._faults)
@@ -345,7 +326,7 @@ class SimDisk:
                 raise NotFound(f"file {name} on {self._path}")
             self._claim(size)
             self.tick()
-            self._files[name] = _Content(size)
+            self._files[name] = Content(size)
             self.tick()
             self._files[name].named = True
         return SimFile(self, name, self._files[name])
@@ -363,12 +344,15 @@ class SimDisk:
 
     def read_file(self, name: str) -> bytes | None:
         content = self._files.get(name)
-        return None if content is None else self.peek(name, 0, content.size)
+        if content is None:
+            return None
+        self.check_readable(name, content, 0, content.size)
+        return self.peek(name, 0, content.size)
 
     def replace_file(self, name: str, content: bytes) -> None:
         self._claim(len(content))
         self.tick()  # what the temporary file holds is lost without a trace
-        fresh = _Content(len(content), named=True)
+        fresh = Content(len(content), named=True)
         fresh.write(0, content)
         fresh.sync()
         fresh.named, fresh.replaces = False, self._files.get(name)
@@ -414,7 +398,7 @@ class SimDisk:
 class SimFile:
     """`interfaces.File`; made by `SimDisk.open`."""
 
-    def __init__(self, disk: SimDisk, name: str, content: _Content) -> None:
+    def __init__(self, disk: SimDisk, name: str, content: Content) -> None:
         self._disk = disk
         self._name = name
         self._content = content
@@ -454,7 +438,11 @@ class SimFile:
         with self._failing():
             self._disk.check("write", self._name)
             if self._error is None:
-                self._content.write(write.offset, b"".join(write.buffers))
+                data = b"".join(write.buffers)
+                if self._disk.goes_astray(self._name, data):
+                    self._content.write_elsewhere(write.offset, data)
+                else:
+                    self._content.write(write.offset, data)
 
     def _sync(self) -> None:
         self._disk.tick()
@@ -506,11 +494,12 @@ class SimFile:
             self._closed
             or offset + len(into) > self._content.size
             or self._disk.will_fail("read", self._name)
+            or not self._content.is_readable(offset, len(into))
         ):
             return False  # submit_read says why
         if self._disk.rng.random() < 0.02:
             return False  # not in the cache after all
-        _get(self._content.cached, offset, into)
+        get(self._content.cached, offset, into)
         return True
 
     def read(self, offset: int, into: memoryview) -> None:
@@ -522,7 +511,8 @@ class SimFile:
         self._disk.check("read", self._name)
         if offset + len(into) > self._content.size:
             raise DiskFailed(self._name, f"ends before byte {offset + len(into)}")
-        _get(self._content.cached, offset, into)
+        self._disk.check_readable(self._name, self._content, offset, len(into))
+        get(self._content.cached, offset, into)
 
     def submit_read(self, offset: int, into: memoryview, on_done: OnDone) -> None:
         closed = self._closed

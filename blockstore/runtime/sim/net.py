@@ -47,6 +47,7 @@ class SimCarrier:
         self._cut: set[tuple[str, str]] = set()
         self._links: dict[tuple[str, str], LinkFaults] = {}
         self._last_due: dict[tuple[str, str], float] = {}
+        self.n_lost = self.n_repeated = 0
 
     def cut(self, source: str, target: str) -> None:
         """From now on nothing from `source` arrives at `target`, what is on its way included."""
@@ -84,7 +85,9 @@ class SimCarrier:
         is_repeated = chance.random() < faults.repetition
         delays = [chance.uniform(faults.delay_min, faults.delay_max) for _ in range(2)]
         if is_lost:
+            self.n_lost += 1
             return
+        self.n_repeated += is_repeated and may_repeat
         for delay in delays if is_repeated and may_repeat else delays[:1]:
             due = max(self._clock.now() + delay, self._last_due.get(link, -math.inf))
             self._last_due[link] = due

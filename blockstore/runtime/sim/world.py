@@ -175,6 +175,13 @@ class World:
                         self.clock.now() + delay, other.guard(partial(self._lose, network, machine, error))
                     )
 
+    def break_lanes(self, one: Machine, other: Machine) -> None:
+        """The connections between these two break; both may make new ones at once."""
+        for machine, peer in ((one, other), (other, one)):
+            error = ConnectionLost(f"{peer.name}: the connection was reset")
+            for network in machine.networks:
+                self.agenda.at(self.clock.now(), machine.guard(partial(self._lose, network, peer, error)))
+
     def _lose(self, network: MemoryNetwork, machine: Machine, error: BlockStoreError) -> None:
         for address in list(network.addresses):
             if self._at.get(str(address)) is machine:

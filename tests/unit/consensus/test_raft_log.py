@@ -311,6 +311,21 @@ def test_a_bad_snapshot_is_mended_from_its_copy_and_two_bad_ones_are_an_error() 
         opened(disk)
 
 
+def test_what_cannot_be_read_is_damaged() -> None:
+    disk, state = filled()
+    disk.make_unreadable(raft_log.SNAPSHOT_NAMES[0], 50)
+    assert known(opened(disk)[1]) == state
+    disk.make_unreadable("raft/vote", 20)
+    loaded = opened(disk)[1]
+    assert (loaded.damage, bool(loaded.hard_state.doubt)) == ("vote record", True)
+    assert opened(disk)[1].damage == "", "both slots were written anew"
+    last = max(name for name in disk.names("raft") if name.startswith("segment"))
+    disk.make_unreadable(f"raft/{last}", 0)
+    loaded = opened(disk)[1]
+    assert loaded.damage == f"segment {int(last.removeprefix('segment-'))}"
+    assert loaded.hard_state.doubt
+
+
 def test_a_missing_log_is_doubt() -> None:
     disk, _ = filled()
     for name in disk.names("raft"):

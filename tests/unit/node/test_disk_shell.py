@@ -542,6 +542,24 @@ def test_damaged_fences_stop_appends_to_what_they_may_have_fenced(bench: Bench) 
     assert bench.appended(B, 0, SOME) == 50_000
 
 
+@pytest.mark.parametrize("how", ["rotten", "unreadable"])
+@pytest.mark.parametrize("name", ["fences-0", "fences-1"])
+def test_a_fence_file_whose_header_is_lost_may_have_been_the_newer(bench: Bench, name: str, how: str) -> None:
+    bench.appended(A, 0, SOME)
+    bench.fenced(1)
+    bench.disk.settle()
+    if how == "rotten":
+        bench.disk.flip(name, 20)
+    else:
+        bench.disk.make_unreadable(name, 20)
+    bench.restart()
+    assert "fences-damaged" in dict(bench.events)
+    assert isinstance(bench.appended(A, 50_000, b"x"), Corrupt)
+    bench.events.clear()
+    bench.restart()
+    assert "fences-damaged" not in dict(bench.events), "it was written anew"
+
+
 # --- errors of the disk
 
 

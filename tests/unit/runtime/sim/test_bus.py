@@ -122,3 +122,21 @@ def test_an_earlier_message_overtakes_a_sleeping_carrier() -> None:
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
     assert [(round(when, 6), message) for when, message in heard] == [(0.2, b"fast"), (0.9, b"slow")]
+
+
+def test_what_chance_did_is_counted() -> None:
+    carriers: list[SimCarrier] = []
+
+    def script(carrier: SimCarrier, a: MemoryBus) -> None:
+        carriers.append(carrier)
+        hundred(carrier, a)
+
+    heard = run(1, BusFaults(loss=0.2, duplication=0.2, delay_max=0.5), script)
+    (carrier,) = carriers
+    messages = [message for _, message in heard]
+    assert 100 - carrier.n_lost + carrier.n_doubled == len(messages)
+    assert carrier.n_lost == 100 - len(set(messages)) > 0
+    assert carrier.n_doubled > 0
+    assert carrier.n_reordered > 0
+    run(1, BusFaults(delay_min=0.1, delay_max=0.1), script)
+    assert carriers[1].n_lost == carriers[1].n_doubled == carriers[1].n_reordered == 0
