@@ -7,6 +7,9 @@ the case k = 1 whose unit is the length itself.
 
     value     aaaaaaaa bbbbbbbb ccccc            length 21, k = 4, unit 8
     shards   |aaaaaaaa|bbbbbbbb|ccccc000|00000000| then m parity shards, each of them `unit` bytes at `offset`
+
+Small values share stripes: each lies in one shard, and its extent is the part of the stripe that is as wide
+as the value. Then nothing is known of the other shards' bytes.
 """
 
 from __future__ import annotations
@@ -55,13 +58,18 @@ def data_shards(piece: memoryview, k: int, unit: int) -> list[Buffer]:
 
 
 def used_bytes(extent: Extent, shard_index: int) -> int:
-    """How many of the shard's `unit` bytes are the value's; the rest are zeros."""
+    """How many of the data shard's `unit` bytes are not surely zeros: those of the value, unless others share
+    the stripe."""
+    if extent.shard >= 0:
+        return extent.unit
     return min(max(extent.length - shard_index * extent.unit, 0), extent.unit)
 
 
 def parts_of(extent: Extent, start: int, end: int) -> list[Part]:
-    """The data shards' bytes that make up bytes [start, end) of a stripe, in order."""
+    """The data shards' bytes that make up bytes [start, end) of a value in a stripe, in order."""
     unit = extent.unit
+    origin = max(extent.shard, 0) * unit
+    start, end = start + origin, end + origin
     return [
         Part(shard, max(start - shard * unit, 0), min(end - shard * unit, unit))
         for shard in range(start // unit, -(-end // unit))

@@ -89,7 +89,7 @@ class ChunkOpenedRecord(_Record, frozen=True, tag=5):
     chunk: ChunkId
     placement: Placement
     capacity: int
-    purpose: str  # "journal", "data" or "run"
+    purpose: str  # "journal", "data", "packed" or "run"
 
 
 class ChunkSealedRecord(_Record, frozen=True, tag=6):
@@ -112,6 +112,13 @@ class EpochRecord(_Record, frozen=True, tag=8):
     when: float
 
 
+class MovedRecord(_Record, frozen=True, tag=12):
+    """The bytes of these versions, each named by its key and its sequence, are in other chunks from here on.
+    What the versions are does not change, and one that is gone stays gone."""
+
+    moves: tuple[tuple[bytes, int, tuple[Extent, ...]], ...]
+
+
 JournalRecord = (
     PutRecord
     | DeleteRecord
@@ -121,6 +128,7 @@ JournalRecord = (
     | ChunkSealedRecord
     | ChunkDroppedRecord
     | EpochRecord
+    | MovedRecord
 )
 
 _encoder = msgspec.msgpack.Encoder()

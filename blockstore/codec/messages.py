@@ -162,13 +162,16 @@ class Extent(_Message, frozen=True):
 
     Replica (k = 1): `length` bytes at `offset`. Stripe: k x `unit` bytes, the value's bytes running through
     shard 0, then shard 1, …; each shard's part at `offset` of its fragment; `length` ≤ k x unit of them are
-    the value's."""
+    the value's. A small value shares a stripe with others and lies in one of its data shards, `shard`. Codes
+    work byte by byte, so the same bytes of all shards are a stripe as well: `offset` and `unit` are of that
+    one, which is as wide as the value."""
 
     chunk: ChunkId
     offset: int
     length: int
-    unit: int  # shard unit; equals `length` for a replica
+    unit: int  # shard unit; equals `length` for a replica, and for what shares a stripe
     crc: int  # crc32c of the `length` bytes
+    shard: int = -1  # -1: the stripe is all its own
 
 
 # --- volume requests: client to owner

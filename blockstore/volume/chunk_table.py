@@ -19,6 +19,9 @@ from blockstore.ids import ChunkId, SessionId
 
 OPEN = -1
 DATA = "data"
+PACKED = "packed"
+JOURNAL = "journal"
+RUN = "run"
 DROPPED_REMEMBERED = 100_000
 """Chunks whose fragments are to be deleted: 6 TiB. What is forgotten beyond them stays on its disks."""
 
@@ -27,12 +30,17 @@ DROPPED_REMEMBERED = 100_000
 class ChunkEntry:
     placement: Placement
     capacity: int
-    purpose: str  # "journal", "data" or "run"
+    purpose: str  # "journal", "data", "packed" or "run"
     session: SessionId  # who was granted it; the owner's own session otherwise
     length: int = OPEN  # of each fragment, once sealed
     live_bytes: int = 0
     committed: int = 0  # of each fragment: the end of what was ever referred to; it is never sealed below
     named: int = 0  # of each fragment: how many bytes Puts have named, whatever became of the Puts
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of users' bytes that its data shards, or each copy, take; 0 while it is open."""
+        return max(self.length, 0) * self.placement.k
 
     @property
     def is_all_named(self) -> bool:
@@ -150,6 +158,25 @@ class ChunkTable:
             and (entry.purpose != DATA or entry.is_all_named or is_gone(entry.session))
         ]
 
+    def to_empty(
+        self, needed: frozenset[ChunkId], is_gone: Callable[[SessionId], bool], *, journals_too: bool
+    ) -> list[tuple[ChunkId, ChunkEntry]]:
+        """Chunks whose live values belong elsewhere, those first that give back most for what is moved:
+        mostly dead ones and, with `journals_too`, what the journal has left behind."""
+        found = [
+            (chunk, entry)
+            for chunk, entry in self._chunks.items()
+            if entry.length != OPEN
+            and entry.live_bytes > 0
+            and chunk not in needed
+            and (
+                (entry.purpose == JOURNAL and journals_too)
+                or (entry.purpose != RUN and 2 * entry.live_bytes < entry.stored_bytes)
+            )
+            and (entry.purpose != DATA or entry.is_all_named or is_gone(entry.session))
+        ]
+        return sorted(found, key=lambda one: (one[1].live_bytes / one[1].stored_bytes, one[0]))
+
     def __len__(self) -> int:
         return len(self._chunks)
 
@@ -159,6 +186,11 @@ class ChunkTable:
             "chunks": len(self._chunks),
             "chunks_open": len(self._open),
             "live_bytes": sum(max(entry.live_bytes, 0) for entry in self._chunks.values()),
+            "stored_bytes": sum(entry.stored_bytes for entry in self._chunks.values()),
+            "disk_bytes": sum(
+                max(entry.length, 0) * sum(disk != 0 for disk in entry.placement.disks)
+                for entry in self._chunks.values()
+            ),
         }
 
     def under_protected(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ chunk before anything refers to it."""
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -29,11 +30,12 @@ from blockstore.codec.journal_record import (
     ChunkSealedRecord,
     DeleteRecord,
     JournalRecord,
+    MovedRecord,
     PutRecord,
     build_batch,
     encode_header,
 )
-from blockstore.codec.messages import Placement
+from blockstore.codec.messages import Extent, Placement
 from blockstore.config import JOURNAL_BATCH_BYTES_MAX, JOURNAL_BATCHES_IN_FLIGHT
 from blockstore.errors import BlockStoreError, FragmentFull, StaleEpoch
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId
@@ -133,9 +135,7 @@ class Journal:
         waiting = [record for record, *_ in self._added]
         for batch in (*(batch for batch, _ in self._unplaced), *(placed.batch for placed in self._placed)):
             waiting += batch.records
-        return frozenset(
-            extent.chunk for record in waiting if isinstance(record, PutRecord) for extent in record.extents
-        )
+        return frozenset(extent.chunk for record in waiting for extent in _extents_of(record))
 
     # --- chunks
 
@@ -279,6 +279,15 @@ class Journal:
         return self.writer.late(now)
 
 
+def _extents_of(record: JournalRecord) -> Iterable[Extent]:
+    """What becomes referred to when it is applied, besides its own value."""
+    if isinstance(record, PutRecord):
+        return record.extents
+    if isinstance(record, MovedRecord):
+        return [extent for _, _, extents in record.moves for extent in extents]
+    return ()
+
+
 def _cost(record: JournalRecord, value: bytes | memoryview | None) -> int:
     """What it takes in memory while it waits, and at most in its batch."""
     cost = RECORD_BYTES if value is None else RECORD_BYTES + len(value)
@@ -286,4 +295,6 @@ def _cost(record: JournalRecord, value: bytes | memoryview | None) -> int:
         cost += len(record.key) + len(record.meta) + EXTENT_BYTES * len(record.extents)
     elif isinstance(record, DeleteRecord):
         cost += len(record.key)
+    elif isinstance(record, MovedRecord):
+        cost += sum(len(key) + EXTENT_BYTES * (1 + len(extents)) for key, _, extents in record.moves)
     return cost

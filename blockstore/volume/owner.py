@@ -34,12 +34,11 @@ from blockstore.errors import BlockStoreError, Busy, InvalidRequest
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId
 from blockstore.placement.policy import Policy
 from blockstore.volume.chunk_places import ChunkPlaces
-from blockstore.volume.chunk_table import DATA
+from blockstore.volume.chunk_table import DATA, RUN, ChunkEntry
 from blockstore.volume.journal import Committed, Journal
 from blockstore.volume.state import VolumeState
 
 OnResult = Callable[[Result | BlockStoreError], None]
-RUN = "run"
 DROPS_MAX = 2_000
 """Chunks dropped in one round: 120 GiB. Of a snapshot's end nothing need be felt."""
 
@@ -246,6 +245,13 @@ class Owner:
                 dropping.add(chunk)
                 request = self.journal.own_request()
                 self.submit(request, ChunkDroppedRecord(chunk), None, self._on_dropped(chunk))
+
+    def to_empty(
+        self, needed: frozenset[ChunkId], now: float, *, journals_too: bool
+    ) -> list[tuple[ChunkId, ChunkEntry]]:
+        """`ChunkTable.to_empty`, without those that records under way still refer to."""
+        needed |= self.journal.referred_chunks()
+        return self.state.chunks.to_empty(needed, self._gone_by(now), journals_too=journals_too)
 
     def _on_dropped(self, chunk: ChunkId) -> OnResult:
         return lambda _: self._dropping.discard(chunk)

@@ -25,6 +25,7 @@ from blockstore.codec.grant import grant_token
 from blockstore.codec.journal_record import (
     ChunkOpenedRecord,
     JournalRecord,
+    MovedRecord,
     PutRecord,
 )
 from blockstore.codec.messages import (
@@ -69,12 +70,14 @@ from blockstore.runtime.interfaces import Answer, IncomingCall
 from blockstore.runtime.roles import check_role
 from blockstore.volume.checkpoint_shell import Checkpointer
 from blockstore.volume.chunk_places import ChunkPlaces
-from blockstore.volume.chunk_table import DATA
+from blockstore.volume.chunk_table import DATA, PACKED, RUN
 from blockstore.volume.garbage import Garbage
 from blockstore.volume.history import key_history, list_changes
 from blockstore.volume.journal import Journal
 from blockstore.volume.journal_shell import JournalShell, is_full
-from blockstore.volume.owner import RUN, OnResult, Owner
+from blockstore.volume.owner import OnResult, Owner
+from blockstore.volume.packing import choose_chunks
+from blockstore.volume.packing_shell import Packer
 from blockstore.volume.read_shell import ReadShell
 from blockstore.volume.record_shell import Deposed, RecordShell
 from blockstore.volume.requests import WRITES, check_read, to_record
@@ -92,6 +95,9 @@ CHECKPOINT_FULL_SECONDS = 2.0
 CHECKPOINT_RETRY_SECONDS = 10.0
 """After one that failed: it wrote its run for nothing, and would again."""
 TIDY_SECONDS = 2.0
+PACK_LOOK_SECONDS = 2.0
+PACK_RETRY_SECONDS = 60.0
+"""After a pass that moved nothing: what it could not read, the next could not either."""
 DELETE_SECONDS = 10.0
 """One attempt at deleting a fragment: nobody waits for it."""
 PURGE_KEYS = 2_000
@@ -143,6 +149,14 @@ class VolumeOwner:
             self._checkpointer = Checkpointer(
                 world, self._control_record, taken.state, writer, taken.root, taken.runs
             )
+            self._packer = Packer(
+                world,
+                taken.state,
+                DataWriter(world.caller, world.nodes, self._grant_packed, self._fork_rng()),
+                self._policy.k,
+                self._commit,
+                lambda: self._journal.core.is_idle,
+            )
             self._checkpointer.covered_bytes = -taken.replayed_bytes
             self._checkpointer.covered_records = -taken.replayed_records
             async with trio.open_nursery() as nursery:
@@ -151,6 +165,7 @@ class VolumeOwner:
                 self._start_serving()
                 nursery.start_soon(self._checkpoints)
                 nursery.start_soon(self._tidy)
+                nursery.start_soon(self._pack)
         except* Deposed:
             log.info("owner_deposed volume=%d epoch=%d", self.record.volume, self.record.epoch)
         finally:
@@ -278,9 +293,31 @@ class VolumeOwner:
     async def _grant_run(
         self, finished: tuple[tuple[ChunkId, int], ...], avoid: tuple[DiskId, ...], deadline: float
     ) -> Granted:
+        return await self._grant_own(self._policy.journal_policy(), RUN, finished, avoid)
+
+    async def _grant_packed(
+        self, finished: tuple[tuple[ChunkId, int], ...], avoid: tuple[DiskId, ...], deadline: float
+    ) -> Granted:
+        return await self._grant_own(self._policy, PACKED, finished, avoid)
+
+    async def _grant_own(
+        self,
+        policy: Policy,
+        purpose: str,
+        finished: tuple[tuple[ChunkId, int], ...],
+        avoid: tuple[DiskId, ...],
+    ) -> Granted:
         request = self._journal.core.own_request()
-        policy = self._policy.journal_policy()
-        record = self._opening(policy, RUN, request, request.number, finished, avoid)
+        record = self._opening(policy, purpose, request, request.number, finished, avoid)
+        result = await self._applied(request, record)
+        assert isinstance(result, Granted)
+        return result
+
+    async def _commit(self, record: MovedRecord) -> None:
+        await self._applied(self._journal.core.own_request(), record)
+
+    async def _applied(self, request: RequestId, record: JournalRecord) -> Result:
+        """What a record of the owner's own came to, once it is durable and applied."""
         done = trio.Event()
         outcome: list[Result | BlockStoreError] = []
 
@@ -293,7 +330,6 @@ class VolumeOwner:
         result = outcome[0]
         if isinstance(result, BlockStoreError):
             raise result
-        assert isinstance(result, Granted)
         return result
 
     def _opening(
@@ -355,14 +391,38 @@ class VolumeOwner:
             if self._serving:
                 await self._tidy_once()
 
+    def _needed_chunks(self) -> frozenset[ChunkId]:
+        """Those that nothing in the map need refer to: of the journal, of the checkpoint, being packed."""
+        journal = frozenset(one.chunk for one in self._control_record.current().journal)
+        return journal | self._checkpointer.needed_chunks() | self._packer.needed_chunks()
+
+    async def _pack(self) -> None:
+        """Bring the values of left behind journal chunks to their final place, and empty chunks that are
+        mostly dead."""
+        pause = PACK_LOOK_SECONDS
+        while True:
+            await trio.sleep(pause)
+            pause = PACK_LOOK_SECONDS
+            candidates = self._owner.to_empty(
+                self._needed_chunks(), self._world.clock.now(), journals_too=self._policy.k > 1
+            )
+            chosen = choose_chunks(candidates)
+            if not chosen:
+                continue
+            try:
+                n_moved = await self._packer.empty(chosen)
+            except BlockStoreError as error:
+                log.warning("packing_failed volume=%d why=%s", self.record.volume, error)
+                n_moved = 0
+            if not n_moved:
+                pause = PACK_RETRY_SECONDS
+
     async def _tidy_once(self) -> None:
         owner, checkpointer, now = self._owner, self._checkpointer, self._world.clock.now()
         while owner.purge_some(PURGE_KEYS):
             await trio.lowlevel.checkpoint()
         owner.end_idle_grants(now)
-        journal = self._control_record.current().journal
-        needed = frozenset(one.chunk for one in journal) | checkpointer.needed_chunks()
-        owner.drop_dead(needed, now, runs_too=not checkpointer.is_writing)
+        owner.drop_dead(self._needed_chunks(), now, runs_too=not checkpointer.is_writing)
         self._journal.wake()
         for chunk, disks, length in owner.take_ended():
             seal_members(self._world, chunk, disks, self.record.epoch, length)
@@ -408,6 +468,7 @@ class VolumeOwner:
             "sessions": len(state.sessions),
             "journal_written_bytes": core.written_bytes,
             "journal_waiting_bytes": core.waiting_bytes,
+            "packed_bytes": self._packer.moved_bytes,
             "cache_bytes": self._cache.size,
             "cache_hits": self._cache.hits,
             "cache_misses": self._cache.misses,

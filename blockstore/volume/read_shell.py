@@ -11,6 +11,7 @@ from blockstore.codec.messages import Entry, Extent, Found, FoundMany, Lookup, L
 from blockstore.codec.run_file import StoredVersion
 from blockstore.config import FRAME_PAYLOAD_BYTES_MAX, INLINE_BYTES_MAX
 from blockstore.errors import BlockStoreError, NotFound, Unavailable
+from blockstore.ids import DiskId
 from blockstore.runtime.interfaces import Buffer, IncomingCall
 from blockstore.volume.requests import check_read, clip
 from blockstore.volume.state import VolumeState
@@ -73,25 +74,32 @@ class ReadShell:
         if len(version.extents) > 1 or extent.length > INLINE_BYTES_MAX or extent.unit != extent.length:
             on_value(None)
             return
-        cached = self._cache.find(extent.chunk, extent.offset)
+        cached = self._cache.find(extent.chunk, extent.offset, extent.shard)
         if cached is not None:
             on_value(cached)
             return
-        entry = self._state.chunks.find(extent.chunk)
-        disks = () if entry is None or entry.placement.k > 1 else entry.placement.disks
-        near = next((disk for disk in disks if disk in self._own_disks), None)
+        near = next((disk for disk in self._disks_with(extent) if disk in self._own_disks), None)
         if near is None:
             on_value(None)
             return
 
         def read(data: bytes | BlockStoreError) -> None:
             if isinstance(data, bytes):
-                self._cache.keep(extent.chunk, extent.offset, data)
+                self._cache.keep(extent.chunk, extent.offset, data, extent.shard)
                 on_value(data)
             else:
                 on_value(None)  # damaged here: the reader takes it from another member
 
         self._world.local.read(near, extent.chunk, extent.offset, extent.length, read)
+
+    def _disks_with(self, extent: Extent) -> tuple[DiskId, ...]:
+        """Those that have all of the extent's bytes."""
+        entry = self._state.chunks.find(extent.chunk)
+        if entry is None:
+            return ()
+        if entry.placement.k == 1:
+            return entry.placement.disks
+        return () if extent.shard < 0 else (entry.placement.disks[extent.shard],)
 
 
 class _Gathered:

@@ -75,7 +75,11 @@ def _put_record(op: Put, call: VolumeCall, payload: memoryview) -> tuple[Journal
         if len(op.extents) > EXTENTS_MAX or sum(extent.length for extent in op.extents) != op.size:
             raise InvalidRequest("The extents do not add up to the value's size.")
         if any(
-            extent.chunk.volume != call.volume or extent.offset < 0 or extent.unit <= 0 or extent.length <= 0
+            extent.chunk.volume != call.volume
+            or extent.offset < 0
+            or extent.unit <= 0
+            or extent.length <= 0
+            or extent.shard >= 0
             for extent in op.extents
         ):
             raise InvalidRequest("An extent of another volume, or one that is none.")

@@ -14,6 +14,7 @@ from blockstore.codec.journal_record import (
     DeleteRecord,
     EpochRecord,
     JournalRecord,
+    MovedRecord,
     PutRecord,
     SnapshotDeleteRecord,
     SnapshotRecord,
@@ -94,6 +95,8 @@ class VolumeState:
             self.chunks.seal(record.chunk, record.length)
         elif isinstance(record, ChunkDroppedRecord):
             self.chunks.drop(record.chunk)
+        elif isinstance(record, MovedRecord):
+            self._move(record)
         else:
             _check_epoch(record, self.epoch)
             self.epoch = record.epoch
@@ -154,6 +157,13 @@ class VolumeState:
             raise NotFound(f"object {record.key.decode(errors='backslashreplace')!r}")
         self._give_back(self.map.put(record.key, StoredVersion(sequence, None), self.newest_snapshot))
         return Written(sequence)
+
+    def _move(self, record: MovedRecord) -> None:
+        for key, sequence, extents in record.moves:
+            former = self.map.move(key, sequence, extents)
+            if former is not None:
+                self.chunks.add_live(extents)
+                self.chunks.free(former.extents)
 
     def _check_expected(self, key: bytes, expected: int) -> None:
         if expected == ANY:

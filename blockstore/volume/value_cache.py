@@ -18,10 +18,11 @@ class ValueCache:
         self.size = 0
         self.hits = 0
         self.misses = 0
-        self._values: OrderedDict[tuple[ChunkId, int], bytes] = OrderedDict()
+        self._values: OrderedDict[tuple[ChunkId, int, int], bytes] = OrderedDict()
 
-    def find(self, chunk: ChunkId, offset: int) -> bytes | None:
-        place = (chunk, offset)
+    def find(self, chunk: ChunkId, offset: int, shard: int = -1) -> bytes | None:
+        """`shard`: of a value that shares a stripe with others."""
+        place = (chunk, offset, shard)
         value = self._values.get(place)
         if value is None:
             self.misses += 1
@@ -30,11 +31,12 @@ class ValueCache:
             self._values.move_to_end(place)
         return value
 
-    def keep(self, chunk: ChunkId, offset: int, value: bytes) -> None:
-        former = self._values.pop((chunk, offset), None)
+    def keep(self, chunk: ChunkId, offset: int, value: bytes, shard: int = -1) -> None:
+        place = (chunk, offset, shard)
+        former = self._values.pop(place, None)
         if former is not None:
             self.size -= len(former) + ENTRY_BYTES
-        self._values[chunk, offset] = value
+        self._values[place] = value
         self.size += len(value) + ENTRY_BYTES
         while self.size > self.bytes_max:
             _, oldest = self._values.popitem(last=False)

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import chain
 
-from blockstore.codec.messages import Entry
+import msgspec
+
+from blockstore.codec.messages import Entry, Extent
 from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version, encode_version, stored_from
 from blockstore.config import FRAME_HEADER_BYTES_MAX
+from blockstore.ids import ChunkId
 from blockstore.volume.key_order import KeyOrder
 
 PAGE_BYTES_MAX = FRAME_HEADER_BYTES_MAX // 2
@@ -212,6 +215,39 @@ class VersionedMap:
             self._set(key, packed)
         self.n_live += version.meta is not None
         return freed
+
+    def move(self, key: bytes, sequence: int, extents: tuple[Extent, ...]) -> StoredVersion | None:
+        """The bytes of that version are there now; return it as it was, None if it is gone."""
+        newest, older = self.state_of(key)
+        for index, packed in enumerate((() if newest is None else (newest,)) + older):
+            version = decode_version(packed)
+            if version.sequence != sequence:
+                continue
+            if version.meta is None:
+                return None
+            self._changing(key)
+            moved = encode_version(msgspec.structs.replace(version, extents=extents))
+            if index == 0:
+                self._newest[key] = moved
+            else:
+                self._older[key] = (*older[: index - 1], moved, *older[index:])
+            return version
+        return None
+
+    def placed_in(
+        self, chunks: Container[ChunkId], start: bytes, n_keys: int
+    ) -> tuple[list[tuple[bytes, StoredVersion]], bytes]:
+        """Of up to `n_keys` keys from `start` on, in order, the versions that have bytes in these chunks; and
+        where the rest starts, empty when there is none."""
+        found: list[tuple[bytes, StoredVersion]] = []
+        for n_seen, key in enumerate(self._order.starting_at(start)):
+            if n_seen == n_keys:
+                return found, key
+            for packed in (self._newest[key], *self._older.get(key, ())):
+                version = decode_version(packed)
+                if any(extent.chunk in chunks for extent in version.extents):
+                    found.append((key, version))
+        return found, b""
 
     def purge(self, keys: Sequence[bytes], snapshots: Sequence[int]) -> Freed:
         """Drop what none of `snapshots` (sequences, ascending) sees any more, for some keys with history."""

@@ -100,6 +100,14 @@ def test_a_run_has_the_bytes_that_it_always_had() -> None:
     assert block().hex() == GOLDEN_BLOCK
 
 
+def test_a_run_whose_extents_do_not_say_a_shard_is_read_as_before() -> None:
+    """As written before values could share a stripe."""
+    before, now = (list(decode_blocks(VolumeId(3), memoryview(bytes.fromhex(one)))) for one in RUNS)
+    (newest_before, newest_now) = (decode_version(blocks[0][0][1] or b"") for blocks in (before, now))
+    assert newest_before == newest_now
+    assert newest_before.extents[0].shard == -1
+
+
 def test_a_run_reads_back() -> None:
     (entries,) = decode_blocks(VolumeId(3), memoryview(block()))
     (key, newest, older), gone = entries
@@ -149,6 +157,11 @@ GOLDEN_BATCH = (
     "616263"
 )
 GOLDEN_BLOCK = (
+    "425352310100000003000000000000000c000000000000000000000029000000b19dfb098e7f65dd9293c4016bc41395"
+    "09c4016d0307919693030405ccc0030307ff91c4069505c000009093c4016cc090"
+)
+BLOCK_WITHOUT_SHARDS = (
     "425352310100000003000000000000000c0000000000000000000000280000000937bed41ba66a5c9293c4016bc41295"
     "09c4016d0307919593030405ccc003030791c4069505c000009093c4016cc090"
 )
+RUNS = (BLOCK_WITHOUT_SHARDS, GOLDEN_BLOCK)

@@ -47,21 +47,28 @@ def test_the_parts_of_a_range_are_the_range(value: tuple[bytes, int, int], k: in
 @given(
     ranges(),
     st.sampled_from([(1, 0), (1, 2), (2, 1), (4, 2), (3, 3)]),
+    st.booleans(),
     st.data(),
 )
 @settings(max_examples=500, deadline=None)
 def test_a_read_gives_the_right_bytes_while_k_members_are_right(
-    value: tuple[bytes, int, int], code: tuple[int, int], data: st.DataObject
+    value: tuple[bytes, int, int], code: tuple[int, int], shares: bool, data: st.DataObject
 ) -> None:
-    """Members fail, rot, lie about a whole extent, hang for ever and answer in any order."""
+    """Members fail, rot, lie about a whole extent, hang for ever and answer in any order. The value has a
+    stripe of its own, or shares one with others."""
     content, start, end = value
     k, m = code
     unit = unit_of(len(content), k)
     shards: list[bytes] = [content] * (m + 1)
+    shard = -1
     if k > 1:
-        plain = [bytes(shard) for shard in data_shards(memoryview(content), k, unit)]
+        plain = [bytes(part) for part in data_shards(memoryview(content), k, unit)]
+        if shares:
+            unit, shard = len(content), data.draw(st.integers(0, k - 1))
+            plain = [random.Random(other).randbytes(unit) for other in range(k)]
+            plain[shard] = content
         shards = [*plain, *(bytes(parity) for parity in erasure_code(k, m).encode(plain))]
-    extent = Extent(CHUNK, 0, len(content), unit, crc32c(content))
+    extent = Extent(CHUNK, 0, len(content), unit, crc32c(content), shard)
     is_whole = (start, end) == (0, len(content))
 
     behaviours = ["hole", "fails", "rots", "garbles", "hangs"]

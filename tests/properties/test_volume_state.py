@@ -11,8 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.journal_record import (
     HEADER_BYTES,
+    ChunkOpenedRecord,
     DeleteRecord,
     EpochRecord,
+    MovedRecord,
     PutRecord,
     SnapshotDeleteRecord,
     SnapshotRecord,
@@ -20,8 +22,9 @@ from blockstore.codec.journal_record import (
     decode_records,
     value_offsets,
 )
-from blockstore.codec.messages import ANY, Failed, KeyHistory, Placement
+from blockstore.codec.messages import ANY, Extent, Failed, KeyHistory, Placement
 from blockstore.codec.run_file import (
+    StoredVersion,
     decode_blocks,
     decode_head,
     decode_version,
@@ -31,6 +34,7 @@ from blockstore.codec.run_file import (
 )
 from blockstore.errors import NotFound, Unavailable
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
+from blockstore.volume.chunk_table import PACKED
 from blockstore.volume.history import key_history
 from blockstore.volume.journal import Append, Committed, Journal, Phase
 from blockstore.volume.state import VolumeState
@@ -101,6 +105,32 @@ class VolumeMachine(RuleBasedStateMachine):
     def delete_snapshot(self, name: str) -> None:
         request = self.request(("unsnapshot", name.encode(), b""))
         self.journal.add(SnapshotDeleteRecord(request, 0, name), None, request)
+
+    @rule(data=st.data())
+    def pack(self, data: st.DataObject) -> None:
+        """Some versions move to a chunk of their own; by then they may be gone."""
+        found, _ = self.state.map.placed_in(self.contents, b"", 100)
+        chosen = (
+            data.draw(st.lists(st.sampled_from(found), unique_by=lambda one: one[1].sequence))
+            if found
+            else []
+        )
+        self.n_chunks += 1
+        chunk = ChunkId(VOLUME, 1, self.n_chunks)
+        content = bytearray()
+        moves: list[tuple[bytes, int, tuple[Extent, ...]]] = []
+        for key, version in chosen:
+            value = self.value_of(version)
+            moves.append(
+                (key, version.sequence, (Extent(chunk, len(content), len(value), len(value), version.crc),))
+            )
+            content += value
+        self.contents[chunk] = dict.fromkeys(DISKS, content)
+        self.n_requests += 1
+        request = RequestId(SessionId(8), self.n_requests)
+        opened = ChunkOpenedRecord(request, 0, chunk, Placement(1, 2, DISKS), CAPACITY, PACKED)
+        self.journal.add(opened, None, None)
+        self.journal.add(MovedRecord(tuple(moves)), None, None)
 
     @rule()
     def send(self) -> None:
@@ -182,16 +212,16 @@ class VolumeMachine(RuleBasedStateMachine):
         for entry in entries:
             version = state.map.find(entry.key, at)
             assert version is not None
-            (extent,) = version.extents
-            chunk = self.contents[extent.chunk]
-            acknowledged = min(
-                len(disk) for disk in chunk.values() if len(disk) >= extent.offset + extent.length
-            )
-            assert acknowledged
-            holder = next(disk for disk in chunk.values() if len(disk) >= extent.offset + extent.length)
-            found[entry.key] = bytes(holder[extent.offset : extent.offset + extent.length])
-            assert crc32c(found[entry.key]) == version.crc
+            found[entry.key] = self.value_of(version)
         return found
+
+    def value_of(self, version: StoredVersion) -> bytes:
+        (extent,) = version.extents
+        end = extent.offset + extent.length
+        holder = next(disk for disk in self.contents[extent.chunk].values() if len(disk) >= end)
+        value = bytes(holder[extent.offset : end])
+        assert crc32c(value) == version.crc
+        return value
 
     def check(self, state: VolumeState) -> None:
         assert self.read(state, 0) == self.head

@@ -130,7 +130,17 @@ def test_a_table_reads_back_as_it_was_stored() -> None:
     again = ChunkTable()
     again.load(chunks.to_stored())
     assert again.to_stored() == chunks.to_stored()
-    assert again.totals() == chunks.totals() == {"chunks": 2, "chunks_open": 1, "live_bytes": 27}
+    assert (
+        again.totals()
+        == chunks.totals()
+        == {
+            "chunks": 2,
+            "chunks_open": 1,
+            "live_bytes": 27,
+            "stored_bytes": 40,
+            "disk_bytes": 80,
+        }
+    )
     assert again.n_open(CLIENT) == 1
     assert [chunk for chunk, _ in again.open_chunks(DATA)] == [CHUNK]
     entry = again.find(CHUNK)

@@ -15,9 +15,9 @@ from blockstore.errors import BlockStoreError, Busy
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
 from blockstore.placement.policy import Policy
 from blockstore.volume.chunk_places import ChunkPlaces
-from blockstore.volume.chunk_table import DATA
+from blockstore.volume.chunk_table import DATA, RUN
 from blockstore.volume.journal import Journal
-from blockstore.volume.owner import RUN, Ended, Owner
+from blockstore.volume.owner import Ended, Owner
 from blockstore.volume.state import VolumeState
 
 VOLUME = VolumeId(7)

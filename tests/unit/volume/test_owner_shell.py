@@ -27,7 +27,7 @@ from blockstore.daemon.node_shell import Node, open_node
 from blockstore.daemon.real_doors_shell import EmbeddedDoors
 from blockstore.errors import NotFound, NotOwner
 from blockstore.ids import KiB, MiB, RequestId, SessionId, VolumeId
-from blockstore.volume import owner_shell
+from blockstore.volume import owner_shell, packing
 from blockstore.volume.owner import Owner
 
 VOLUME = VolumeId(1)
@@ -66,10 +66,11 @@ class Running:
 
 
 @asynccontextmanager
-async def running(directory: Path) -> AsyncGenerator[Running]:
+async def running(directory: Path, n_disks: int = 1) -> AsyncGenerator[Running]:
     first = NodeDirectory(directory)
     if not first.exists():
-        await trio.to_thread.run_sync(setup.init_embedded, [directory])
+        others = [directory.with_name(f"{directory.name}-{number}") for number in range(1, n_disks)]
+        await trio.to_thread.run_sync(setup.init_embedded, [directory, *others])
     facts = first.read()
     doors = EmbeddedDoors(first, facts)
 
@@ -86,6 +87,7 @@ async def running(directory: Path) -> AsyncGenerator[Running]:
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner_shell, "CHECKPOINT_LOOK_SECONDS", 0.02)
     monkeypatch.setattr(owner_shell, "TIDY_SECONDS", 0.02)
+    monkeypatch.setattr(owner_shell, "PACK_LOOK_SECONDS", 0.02)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -214,6 +216,66 @@ async def test_a_value_of_several_chunks_outlives_every_tidying_while_it_is_writ
         source = _Source(80 * MiB, two_tidyings)  # a chunk is 64 MiB
         await bucket.put("large", cast("BinaryIO", source))
         assert await bucket.get("large", start=70 * MiB, end=70 * MiB + 8) == b"70707070"
+
+
+async def test_small_values_leave_the_journal_for_stripes_of_the_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "LEFT_BEHIND_BYTES_MIN", 1)
+    chance = random.Random(1)
+    head = {f"{number:03d}": chance.randbytes(chance.randrange(20 * KiB)) for number in range(300)}
+    async with running(tmp_path / "disk", 3) as one:
+        bucket = await one.store.create_bucket("x", policy="ec(2,1)")
+        for name, value in head.items():
+            await bucket.put(name, value)
+        await bucket.snapshot("s")
+        kept = dict(head)
+        for number in range(0, 300, 3):
+            name = f"{number:03d}"
+            head[name] = b"new" + head[name]
+            await bucket.put(name, head[name])
+    n_bytes = sum(map(len, kept.values())) + sum(len(head[name]) for name in head if head[name] != kept[name])
+    monkeypatch.setattr(owner_shell, "CHECKPOINT_JOURNAL_RECORDS", 1)
+
+    async def is_there(bucket: aio.Bucket) -> None:
+        assert await contents(bucket) == head
+        assert await contents(await bucket.at("s")) == kept
+        many = await bucket.read_many([(name, 1, 3) for name in head])
+        assert many == [value[1:3] for value in head.values()]
+
+    async with running(tmp_path / "disk") as one:
+        bucket = await one.store.bucket("x")
+        await bucket.put("last", b"")  # so that a checkpoint leaves the first journal behind
+        head["last"] = b""
+        with trio.fail_after(SECONDS_MAX):
+            while int((await bucket.facts())["packed_bytes"]) < n_bytes:
+                await is_there(bucket)
+        await is_there(bucket)
+    async with running(tmp_path / "disk") as one:
+        await is_there(await one.store.bucket("x"))
+
+
+async def test_a_chunk_that_is_mostly_dead_gives_its_space_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "GAIN_BYTES_MIN", MiB)
+    chance = random.Random(1)
+    head = {f"{number}": chance.randbytes(300 * KiB) for number in range(20)}
+    async with running(tmp_path) as one:
+        bucket = await one.store.create_bucket("x")
+        for name, value in head.items():
+            await bucket.put(name, value)
+    async with running(tmp_path) as one:  # whose takeover ended the chunk that the first session had
+        bucket = await one.store.bucket("x")
+        for number in range(15):
+            await bucket.delete(f"{number}")
+            del head[f"{number}"]
+        with trio.fail_after(SECONDS_MAX):
+            while int((await bucket.facts())["stored_bytes"]) > 2 * 5 * 300 * KiB:
+                assert await contents(bucket) == head
+        assert await contents(bucket) == head
+    async with running(tmp_path) as one:
+        assert await contents(await one.store.bucket("x")) == head
 
 
 class _Source:
