@@ -146,7 +146,7 @@ def test_the_page_says_what_the_code_does() -> None:
     assert f"Journal, version {journal_record.VERSION}" in page
     assert f"head, version {run_file.VERSION}" in page
     assert f"a header of {journal_record.HEADER_BYTES} bytes" in page
-    tags = dict(re.findall(r"\| (\d) \| ([a-z ]+) \|", page))
+    tags = dict(re.findall(r"\| (\d+) \| ([a-z ]+) \|", page))
     kinds = journal_record.JournalRecord.__args__
     assert sorted(int(tag) for tag in tags) == sorted(kind.__struct_config__.tag for kind in kinds)
 
