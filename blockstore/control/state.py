@@ -40,6 +40,8 @@ class ControlState:
         self.revision = 0
         self._requests_max = requests_max
         self._items: SortedDict[str, Versioned] = SortedDict()
+        self._folders: dict[str, int] = {}  # of `node/` and its like: the last revision
+        self._restored = 0  # which stands for folders that have not changed since
         self._requests: dict[RequestId, int] = {}  # in the order applied
 
     # --- reading
@@ -51,6 +53,11 @@ class ControlState:
         """The revision to compare with: 0 when there is no such key."""
         item = self._items.get(key)
         return 0 if item is None else item.modified
+
+    def folder_modified(self, folder: str) -> int:
+        """As long as it is the same, so is every key that begins with `folder`, which ends with its only
+        slash."""
+        return self._folders.get(folder, self._restored)
 
     def prefixed(self, prefix: str) -> Iterator[tuple[str, Versioned]]:
         """In key order. Not to be continued after a change."""
@@ -84,6 +91,8 @@ class ControlState:
             self._items[key] = Versioned(value, self.revision)
         for key in transaction.deletes:
             self._items.pop(key, None)
+        for key in changed:
+            self._folders[key[: key.find("/") + 1]] = self.revision
         self._requests[transaction.request] = self.revision
         if len(self._requests) > self._requests_max:
             del self._requests[next(iter(self._requests))]
@@ -98,6 +107,7 @@ class ControlState:
     def restore(self, content: SnapshotContent) -> None:
         """Become the state that the snapshot shows."""
         self._items = SortedDict((item.key, Versioned(item.value, item.modified)) for item in content.items)
+        self._folders, self._restored = {}, content.revision
         self._requests = dict(content.requests)
         self.revision = content.revision
 

@@ -156,9 +156,9 @@ class Views:
         return record
 
     def _all(self, prefix: str, kind: type[R]) -> tuple[R, ...]:
-        known = self._lists.get(prefix)
-        if known is not None and known[0] == self.state.revision:
+        known, modified = self._lists.get(prefix), self.state.folder_modified(prefix)
+        if known is not None and known[0] == modified:
             return known[1]  # type: ignore[return-value]  # the prefix decides the kind
         records = tuple(self._decode(key, item, kind) for key, item in self.state.prefixed(prefix))
-        self._lists[prefix] = (self.state.revision, records)
+        self._lists[prefix] = (modified, records)
         return records
