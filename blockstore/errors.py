@@ -42,7 +42,9 @@ class NotFound(BlockStoreError):
     """Fields: what is missing, as words (`bucket 'photos'`)."""
 
     exit_code = 66  # EX_NOINPUT
-    next_step = "Check the name; `blockstore bucket list` and `blockstore ls` show what there is."
+    next_step = (
+        "Check the name: `blockstore ls`, or `list` after bucket, snapshot or node, shows what is there."
+    )
 
     def __str__(self) -> str:
         return f"There is no {self.fields[0]}."
@@ -52,7 +54,7 @@ class AlreadyExists(BlockStoreError):
     """Fields: what exists, as words."""
 
     exit_code = 73  # EX_CANTCREAT
-    next_step = "Choose another name, or say `exist_ok` where that is meant."
+    next_step = "Choose another name, or use what is there; making a bucket knows `exist_ok` (--exist-ok)."
 
     def __str__(self) -> str:
         return f"There is already a {self.fields[0]}."
@@ -86,7 +88,7 @@ class NotAStore(BlockStoreError):
     """Fields: the location, and why it is not a store."""
 
     exit_code = 66
-    next_step = "Name a directory made by blockstore.open, or an address such as tcp://host:7440."
+    next_step = "Name the directory of a store, an empty one to make one in, or an address: tcp://host:7440."
 
     def __str__(self) -> str:
         return f"{self.fields[0]} is not a store: {self.fields[1]}."
@@ -192,7 +194,7 @@ class AddressInUse(BlockStoreError):
     """Fields: the address."""
 
     exit_code = 69  # EX_UNAVAILABLE
-    next_step = "Stop what listens there, or choose another address with --listen."
+    next_step = "Stop what listens there, or choose another port."
 
     def __str__(self) -> str:
         return f"{self.fields[0]} is already in use."

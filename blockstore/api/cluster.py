@@ -86,7 +86,9 @@ class Attempts:
         if self.telling is None:
             return "nothing could be tried in the time given"
         times = "once" if self.count == 1 else f"{self.count} times"
-        return f"tried {times}; {self.where}: {type(self.telling).__name__}: {self.telling}"
+        told = str(self.telling)
+        where = "" if told.startswith(str(self.where)) else f"{self.where}: "
+        return f"tried {times}; {where}{told}"
 
 
 class ClusterSession:

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable
 
 from blockstore.codec.credential import identity_of, issue, read_bundle, write_bundle
-from blockstore.errors import InvalidRequest, PermissionDenied
+from blockstore.errors import AlreadyExists, PermissionDenied
 from blockstore.runtime.interfaces import Address
 from blockstore.runtime.tls import client_context
 
@@ -33,7 +33,7 @@ def make(own: str, name: str, role: str, path: str) -> str:
     """Sign a new client credential with the authority's key in the bundle at `own`, write it to `path`, and
     return its fingerprint. It opens nothing before control lists that."""
     if os.path.lexists(path):
-        raise InvalidRequest(f"{path} exists already; name a new file.")
+        raise AlreadyExists(f"file {path}")
     bundle = issue(read_bundle(own).authority, "client", name, with_authority=role == "admin")
     write_bundle(path, bundle)
     return bundle.fingerprint

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from blockstore.api.cluster import ClusterSession
 from blockstore.api.location import Cluster, Directories, PathLike, resolve
@@ -70,10 +71,18 @@ def check_directories(place: Directories, create: bool) -> None:
     if (first / "node.json").exists():
         return
     if not create:
-        raise NotAStore(str(first), "there is no store in it" if first.exists() else "it does not exist")
+        raise NotAStore(str(first), _why_no_store(first))
     for path in place.paths:
         if path.exists() and (found := next(path.iterdir(), None)) is not None:
             raise NotAStore(str(path), f"it holds other things ({found.name}); name an empty directory")
+
+
+def _why_no_store(directory: Path) -> str:
+    if not directory.exists():
+        return "it does not exist"
+    if (directory / "cluster.json").exists():
+        return "it holds a cluster; `blockstore dev --dir` with it starts that and says its address"
+    return "there is no store in it"
 
 
 @dataclass(frozen=True, slots=True)

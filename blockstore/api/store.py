@@ -35,7 +35,7 @@ from blockstore.codec.messages import (
     WireMessage,
 )
 from blockstore.config import OPERATION_SECONDS
-from blockstore.errors import AlreadyExists, InvalidRequest, NotFound
+from blockstore.errors import InvalidRequest, NotFound
 from blockstore.kinds.bucket import check_bucket_name
 
 KIND = "bucket"
@@ -95,10 +95,7 @@ class Store:
             )
         cluster = self._cluster
         message = CreateVolume(name, KIND, policy or "", exist_ok, cluster.next_request())
-        try:
-            view = await self._control(message, View, timeout)
-        except AlreadyExists:
-            raise AlreadyExists(f"bucket {name!r}, or another volume of that name") from None
+        view = await self._control(message, View, timeout)
         if view.volume is None:
             raise unexpected(view)
         return self.bucket_of(view.volume)

@@ -176,8 +176,9 @@ def join_node(
     for other in views.nodes():
         if secure and other.fingerprint == fingerprint:
             raise AlreadyExists(f"node with this certificate: node {other.node}")
-        if (other.host, other.port) == (listening.host, listening.port):
-            raise AlreadyExists(f"node at {listening.host}:{listening.port}: node {other.node}")
+        if other.host == listening.host:
+            for port in sorted({other.port, other.bus_port} & {listening.port, listening.bus_port}):
+                raise AlreadyExists(f"node at {listening.host}:{port}: node {other.node}")
     draft = _Draft(views)
     node = NodeId(draft.take_ids("node", 1)[0])
     draft.put(node_key(node), _node_record(node, 0, listening, zone, fingerprint, "active"))

@@ -16,6 +16,7 @@ import json
 import os
 import random
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -173,6 +174,7 @@ class LocalCluster:
         disks_per_node: int = 1,
     ) -> LocalCluster:
         """Make a cluster in an empty or missing directory, and start it: every node is running and ready.
+        When that fails, the directory is empty again.
 
         Each node is a zone of its own. `first_port` None: a free run of ports drawn at random.
         """
@@ -198,6 +200,8 @@ class LocalCluster:
             cluster._write()
         except BaseException:
             cluster.stop()
+            for path in directory.iterdir():  # it was empty; half a cluster would keep the next try out
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             raise
         return cluster
 

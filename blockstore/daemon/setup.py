@@ -6,10 +6,12 @@ inside one."""
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from blockstore.daemon.node_directory import (
     parse_listen,
 )
 from blockstore.errors import (
+    AddressInUse,
     AlreadyExists,
     BlockStoreError,
     InvalidRequest,
@@ -75,8 +78,9 @@ def init_cluster(
     credentials_out: Path | None = None,
 ) -> InitResult:
     """Make a cluster of one node, node 1, in an empty or missing directory, and its administrator's
-    credential."""
+    credential, in a new file."""
     host, port = parse_listen(listen)
+    bus_port = _bus_port(port, bus_port)
     if security == "plain" and host not in LOOPBACK:
         raise InvalidRequest(f"A plain cluster listens on loopback only, not on {host}; leave out --plain.")
     cluster = secrets.token_hex(8)
@@ -92,12 +96,14 @@ def init_cluster(
             credential.write_bundle(str(places.node.bundle), bundle)
             write_secret_file(str(places.node.bus_key), keys.secret, "bus key")
             credentials_out = credentials_out or directory / "admin.pem"
+            if os.path.lexists(credentials_out):
+                raise AlreadyExists(f"file {credentials_out}")
             credential.write_bundle(str(credentials_out), admin)
             fingerprint = bundle.fingerprint
             admin_record = CredentialRecord(ADMIN, "admin", admin.fingerprint)
         listening = Address(host, port, places.node.unix_path(), host_id())
         node_record = NodeRecord(
-            node, 0, host, port, _bus_port(port, bus_port), listening.unix, listening.host_id,
+            node, 0, host, port, bus_port, listening.unix, listening.host_id,
             b"" if keys is None else keys.public, zone or (f"host-{node}",), fingerprint,
         )  # fmt: skip
         disk_ids = tuple(DiskId(1 + i) for i in range(len(places.disks)))
@@ -110,7 +116,7 @@ def init_cluster(
         )
         places.finish(
             NodeFile(
-                cluster, name, node, security, host, port, _bus_port(port, bus_port), node_record.zone,
+                cluster, name, node, security, host, port, bus_port, node_record.zone,
                 places.disk_places(disk_ids),
             )
         )  # fmt: skip
@@ -158,8 +164,13 @@ def join_cluster(
     disks: Sequence[Path] = (),
     zone: tuple[str, ...] = (),
 ) -> NodeId:
-    """Bring this machine into the cluster at `store`, as a new node in an empty or missing directory."""
+    """Bring this machine into the cluster at `store`, as a new node in an empty or missing directory.
+
+    Its ports are tried first: the cluster would wait for ever for a node that can never start."""
     host, port = parse_listen(listen)
+    bus_port = _bus_port(port, bus_port)
+    for wanted in (port, bus_port):
+        _try_to_listen(host, wanted)
     seeds = [parse_listen(part) for part in store.removeprefix("tcp://").split(",")]
     admin = None if credentials is None or not os.fspath(credentials) else _admin(credentials)
     security: Security = "plain" if admin is None else "tls"
@@ -179,7 +190,7 @@ def join_cluster(
             b"" if bundle is None else bundle.der,
             host,
             port,
-            _bus_port(port, bus_port),
+            bus_port,
             places.node.unix_path(),
             host_id(),
             b"" if keys is None else keys.public,
@@ -192,14 +203,32 @@ def join_cluster(
         places.finish(
             NodeFile(
                 joined.cluster, joined.cluster, joined.node, security, host, port,
-                _bus_port(port, bus_port), zone, places.disk_places(joined.disks),
+                bus_port, zone, places.disk_places(joined.disks),
             )
         )  # fmt: skip
     return joined.node
 
 
 def _bus_port(port: int, bus_port: int | None) -> int:
-    return port + 1 if bus_port is None else bus_port
+    found = port + 1 if bus_port is None else bus_port
+    if not 0 < found <= 65_535 or found == port:
+        raise InvalidRequest(
+            f"The bus cannot have port {found} beside {port}; choose another from 1 to 65535."
+        )
+    return found
+
+
+def _try_to_listen(host: str, port: int) -> None:
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(f"{host}:{port}") from error
+        raise InvalidRequest(f"Nothing can listen on {host}:{port}: {error.strerror}.") from error
 
 
 def _admin(path: Path) -> credential.Bundle:
@@ -267,7 +296,8 @@ class _Places:
         try:
             for path in (self.node.path, *self.disks):
                 if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                    raise NotAStore(str(path), "it is not empty, and holds no node")
+                    why = "is not empty" if path.is_dir() else "is not a directory"
+                    raise NotAStore(str(path), f"it {why}; a node is made in an empty or missing directory")
             for path in (self.node.path, self.node.control, *self.disks):
                 if not path.exists():
                     path.mkdir(parents=True)

@@ -191,7 +191,7 @@ def sequence_of_etag(etag: str) -> int:
     """The sequence that `if_etag` asks for: no two versions in one bucket share it, so it decides alone."""
     match = _ETAG.fullmatch(etag)
     if match is None or not (sequence := int(match[1], 16)):
-        raise InvalidRequest(f"{etag!r} is not an etag; take it from the `etag` of an ObjectInfo.")
+        raise InvalidRequest(f"{etag!r} is not an etag; `stat` and `ls -l` show an object's.")
     return sequence
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blockstore.errors import InvalidRequest
+from blockstore_cli.output import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class Place:
 
 def parse_place(text: str, *, name_needed: bool = False) -> Place:
     """`BUCKET[@SNAPSHOT][:NAME]`; InvalidRequest says what is missing."""
+    if any("\udc80" <= char <= "\udcff" for char in text):  # how Python carries bytes that are no UTF-8
+        raise InvalidRequest(f"'{shown(text)}' is not UTF-8, and names of objects are.")
     head, _, name = text.partition(":")
     bucket, at, snapshot = head.partition("@")
     if not bucket or (at and not snapshot):

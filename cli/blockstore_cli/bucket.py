@@ -41,7 +41,11 @@ def show(name: str) -> None:
         found = store.bucket(name)
         facts = {"name": found.name, "policy": found.policy, **found.facts()}
         snapshots = [one.name for one in found.snapshots()]
-    rows = [(title.replace("_", " "), _cell(title, value)) for title, value in facts.items()]
+    rows = [
+        (title.replace("_", " "), _cell(title, value))
+        for title, value in facts.items()
+        if title != "snapshots"
+    ]
     rows.append(("snapshots", ", ".join(snapshots) or "none"))
     answer({**facts, "snapshots": snapshots}, table(("WHAT", "VALUE"), rows))
 

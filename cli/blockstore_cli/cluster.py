@@ -36,7 +36,9 @@ def cluster() -> None:
 @click.option("--name", default="blockstore", show_default=True, help="What to call the cluster.")
 @click.option("--listen", default="127.0.0.1:7440", show_default=True, metavar="HOST:PORT")
 @click.option(
-    "--bus-port", type=int, help="For the nodes' own messages; the port after --listen's if left out."
+    "--bus-port",
+    type=click.IntRange(1, 65_535),
+    help="For the nodes' own messages; the port after --listen's if left out.",
 )
 @click.option("--disk", "disks", multiple=True, type=click.Path(path_type=Path), help="May be given again.")
 @click.option("--zone", default="", metavar="A/B/C", help="Where it stands: room/rack/host.")
@@ -85,7 +87,9 @@ def init(
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--listen", default="127.0.0.1:7440", show_default=True, metavar="HOST:PORT")
 @click.option(
-    "--bus-port", type=int, help="For the nodes' own messages; the port after --listen's if left out."
+    "--bus-port",
+    type=click.IntRange(1, 65_535),
+    help="For the nodes' own messages; the port after --listen's if left out.",
 )
 @click.option("--disk", "disks", multiple=True, type=click.Path(path_type=Path), help="May be given again.")
 @click.option("--zone", default="", metavar="A/B/C", help="Where it stands: room/rack/host.")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from blockstore.errors import BlockStoreError
-from blockstore_cli.output import note, tell_error
+from blockstore_cli.output import note, tell_error, tell_usage
 from blockstore_cli.settings import Settings, example, json_option, store_options
 
 EXIT_USAGE = 64  # EX_USAGE; click's own 2 would read like `cluster status`'s "data at risk"
@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
         note("Interrupted.")
         return EXIT_INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        tell_usage(error, as_json="--json" in arguments)
         return EXIT_USAGE
     except (Exception, BaseExceptionGroup):
         traceback.print_exc()

@@ -16,7 +16,15 @@ from blockstore_cli.address import Place, is_place, parse_head, parse_place
 from blockstore_cli.history import object_facts
 from blockstore_cli.output import Progress, answer, confirm, note, say, shown, size, when
 from blockstore_cli.settings import Command, example, settings
-from blockstore_cli.tree import Refused, TargetTree, as_folder, plan_uploads, refuse, regular_file
+from blockstore_cli.tree import (
+    Refused,
+    TargetTree,
+    as_folder,
+    plan_uploads,
+    refuse,
+    regular_file,
+    why_no_path,
+)
 
 PIECE_BYTES = copying.PIECE_BYTES
 POSITION_MAX = 2**62
@@ -55,20 +63,25 @@ def put(source: str, target: str, if_absent: bool, if_etag: str | None, meta: tu
 @click.option("--start", type=click.IntRange(0, POSITION_MAX), default=0, help="First byte wanted.")
 @click.option("--end", type=click.IntRange(0, POSITION_MAX), help="The byte after the last one wanted.")
 def get(source: str, target: str, start: int, end: int | None) -> None:
-    """Write an object to a file, or to standard output. A file appears when it is whole, not before."""
+    """Write an object to a file, or to standard output. A file appears when it is whole, not before.
+
+    Folders on the way to it are made. What --end says beyond the object's end is left out.
+    """
     place = parse_place(source, name_needed=True)
     if end is not None and end < start:
         raise InvalidRequest(f"--end {end} lies before --start {start}.")
     with settings().open() as store, _reading(store, place).open(place.name) as content:
+        if start > content.info.size:
+            raise InvalidRequest(
+                f"--start {start} lies past the end of {shown(str(place))}: it has {content.info.size} bytes."
+            )
         pieces = _pieces(content, start, end)
         if target == "-":
             for piece in pieces:
                 sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
             return
-        path = Path(target)
-        if path.is_dir():
-            path /= Path(place.name).name
+        path = _target_file(target, place)
         n_bytes = 0
         with TargetTree(path.parent) as tree, tree.create((path.name,)) as file:
             for piece in pieces:
@@ -126,9 +139,21 @@ def _remove_named(places: list[Place]) -> int:
     for place in places:
         if not place.name:
             raise InvalidRequest(f"{place} is a whole bucket; name an object, or say -r.")
+    missing: list[Place] = []
     with settings().open() as store:
+        buckets = {name: store.bucket(name) for name in dict.fromkeys(place.bucket for place in places)}
         for place in places:
-            store.bucket(place.bucket).delete(place.name)
+            try:
+                buckets[place.bucket].delete(place.name)
+            except NotFound:
+                missing.append(place)
+    if missing:
+        words = f"object {missing[0].name!r} in bucket {missing[0].bucket!r}"
+        if len(missing) > 1:
+            words += f" (and {len(missing) - 1:,} more of those named)"
+        if len(places) > len(missing):
+            words += f"; the other {len(places) - len(missing):,} were deleted"
+        raise NotFound(words)
     return len(places)
 
 
@@ -173,7 +198,9 @@ def cp(source: str, target: str, recursive: bool, skip: bool) -> None:
 
 def _copy_in(directory: Path, place: Place, skip: bool) -> None:
     if not directory.is_dir():
-        raise InvalidRequest(f"{directory} is not a directory; leave -r out to copy a file.")
+        if directory.exists():
+            raise InvalidRequest(f"{directory} is not a directory; leave -r out to copy a file.")
+        raise InvalidRequest(f"{directory} does not exist.")
     uploads, refused = plan_uploads(directory, place.name)
     _heed(refused, len(uploads), skip)
     chosen = settings()
@@ -214,6 +241,18 @@ def _reading(store: blockstore.Store, place: Place) -> blockstore.Bucket | block
     return bucket.at(place.snapshot) if place.snapshot else bucket
 
 
+def _target_file(target: str, place: Place) -> Path:
+    """Where `get` writes: in a directory under the object's last name, if a file can have that."""
+    path = Path(target)
+    if not path.is_dir() and not target.endswith("/"):
+        return path
+    last = place.name.rpartition("/")[2]
+    why = why_no_path((last,))
+    if why:
+        raise InvalidRequest(f"{shown(place.name)!r} gives no file name ({why}); write one after {target}.")
+    return path / last
+
+
 def _pieces(content: blockstore.ObjectReader, start: int, end: int | None) -> Iterator[bytes]:
     """The bytes from `start` up to `end`, or to where the object ends."""
     content.seek(start)
@@ -235,5 +274,7 @@ def _metadata(pairs: tuple[str, ...]) -> dict[str, str] | None:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise InvalidRequest(f"--meta {pair!r} is not KEY=VALUE.")
+        if key in found:
+            raise InvalidRequest(f"--meta {key} is given twice; an object has one value for it.")
         found[key] = value
     return found or None

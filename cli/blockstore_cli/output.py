@@ -85,11 +85,16 @@ def confirm(what: str, yes: bool) -> None:
 
 
 def tell_error(error: BlockStoreError, as_json: bool) -> None:
-    kind, message = type(error).__name__, str(error)
-    if as_json:
-        note(json.dumps({"error": kind, "message": message, "next_step": error.next_step}))
-    else:
-        note(f"{shown_lines(message)}\n{error.next_step}")
+    _tell(type(error).__name__, str(error), error.next_step, as_json)
+
+
+def tell_usage(error: click.ClickException, as_json: bool) -> None:
+    """A line that makes no sense, in the form that errors of the store have."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context else "blockstore"
+    refused = InvalidRequest(error.format_message())
+    next_step = f"See `{command} --help`."
+    _tell(type(refused).__name__, str(refused), next_step, as_json)
 
 
 def shown_lines(text: str) -> str:
@@ -128,6 +133,13 @@ class Progress:
 
     def _rate(self) -> str:
         return f"{size(self.bytes / self.seconds())}/s"
+
+
+def _tell(kind: str, message: str, next_step: str, as_json: bool) -> None:
+    if as_json:
+        note(json.dumps({"error": kind, "message": message, "next_step": next_step}))
+    else:
+        note(f"{shown_lines(message)}\n{next_step}")
 
 
 def _spelled(char: str) -> str:

@@ -92,7 +92,9 @@ def example(*lines: str) -> str:
 def _kept(flag: str, name: str, **attributes: Any) -> click.Option:
     """An option whose value goes into the settings, wherever on the line it stands."""
 
-    def keep(context: click.Context, _: click.Parameter, value: Kept) -> Kept:
+    def keep(context: click.Context, parameter: click.Parameter, value: Kept) -> Kept:
+        if value == "":  # a script's unset variable must not mean the store that is configured
+            raise click.BadParameter("it is empty.", context, parameter)
         if value:
             setattr(context.find_root().ensure_object(Settings), name, value)
         return value

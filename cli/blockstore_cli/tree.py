@@ -81,7 +81,7 @@ def plan_downloads(objects: Iterable[tuple[str, int]], prefix: str) -> tuple[lis
     folders: set[tuple[str, ...]] = set()
     for name, size in objects:
         parts = tuple(name[cut:].split("/"))
-        reason = _why_no_path(parts)
+        reason = why_no_path(parts)
         if reason:
             refused.append((name, reason))
         else:
@@ -122,7 +122,7 @@ class TargetTree:
 
     def create(self, parts: tuple[str, ...]) -> PartFile:
         """Begin the file `parts`, making its folders. InvalidRequest if a link or a file is in the way."""
-        assert not _why_no_path(parts), "plan_downloads lets only safe names through"
+        assert not why_no_path(parts), "plan_downloads lets only safe names through"
         if parts[:-1] != self._folder:
             self._enter(parts[:-1])
         return PartFile(self._folder_fd, parts[-1], self.directory.joinpath(*parts))
@@ -208,7 +208,7 @@ def regular_file(path: Path) -> int:
     return facts.st_size
 
 
-def _why_no_path(parts: tuple[str, ...]) -> str:
+def why_no_path(parts: tuple[str, ...]) -> str:
     """Why these components would not be a file below the target; "" if they are one."""
     for part in parts:
         if part in {"", ".", ".."}:
@@ -233,7 +233,7 @@ def _is_utf8(name: str) -> bool:
 def _in_the_way(path: Path, error: OSError) -> InvalidRequest | NoSpace:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return NoSpace(str(path))
-    if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+    if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.EEXIST}:
         return InvalidRequest(
             f"{path} is a link or a file where a folder is needed; nothing goes through it."
         )

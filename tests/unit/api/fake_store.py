@@ -187,7 +187,7 @@ class FakeStore:
         match message:
             case m.CreateVolume(name, _, policy, exist_ok):
                 if name in self.volumes and not exist_ok:
-                    raise AlreadyExists(f"volume {name!r}")
+                    raise AlreadyExists(f"bucket {name!r}")
                 if name not in self.volumes:
                     self.volumes[name] = self.make_volume(name, policy)
                 return self._view(node, name)

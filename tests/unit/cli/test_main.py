@@ -48,12 +48,46 @@ def test_help_says_what_it_does_and_a_verb_has_an_example(
         assert "--json" in text
 
 
-@pytest.mark.parametrize(
-    "line", ["frobnicate", "bucket frobnicate", "bucket create", "ls --frob", "node show x"]
-)
-def test_a_line_that_makes_no_sense_is_a_usage_error(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+SENSELESS = {
+    "frobnicate": "blockstore",
+    "bucket frobnicate": "blockstore bucket",
+    "bucket create": "blockstore bucket create",
+    "ls --frob": "blockstore ls",
+    "node show x": "blockstore node show",
+    "get b:x --start -1": "blockstore get",
+    "get b:x --start 1e3": "blockstore get",
+    "put x": "blockstore put",
+    "ls b extra": "blockstore ls",
+    "dev --nodes 0": "blockstore dev",
+    "dev --port 80": "blockstore dev",
+    "bench --objects 3": "blockstore bench",
+    "cluster init d --bus-port 70000": "blockstore cluster init",
+    "completion tcsh": "blockstore completion",
+}
+
+
+@pytest.mark.parametrize("line", SENSELESS)
+def test_a_line_that_makes_no_sense_is_a_sentence_and_where_to_look(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main.run(line.split()) == 64
-    assert "Error: " in capsys.readouterr().err
+    told = capsys.readouterr()
+    sentence, next_step = told.err.splitlines()
+    assert sentence.endswith((".", ")"))
+    assert (told.out, next_step) == ("", f"See `{SENSELESS[line]} --help`.")
+    assert main.run([*line.split(), "--json"]) == 64
+    told = capsys.readouterr()
+    facts = {"error": "InvalidRequest", "message": sentence, "next_step": next_step}
+    assert (told.out, json.loads(told.err)) == ("", facts)
+
+
+@pytest.mark.parametrize("option", ["--store", "--credentials"])
+def test_an_option_that_a_script_left_empty_is_not_the_default(
+    option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BLOCKSTORE", str(tmp_path))
+    assert main.run(["rm", "-r", "b:", "--yes", option, ""]) == 64
+    assert f"{option}': it is empty." in capsys.readouterr().err
 
 
 def test_without_a_store_the_ways_to_name_one_are_said(capsys: pytest.CaptureFixture[str]) -> None:
