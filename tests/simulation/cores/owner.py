@@ -65,7 +65,7 @@ from blockstore.volume.chunk_table import DATA
 from blockstore.volume.garbage import Garbage
 from blockstore.volume.journal import Append, Committed, Journal, Phase
 from blockstore.volume.journal_shell import NOT_THE_DISKS_FAULT
-from blockstore.volume.owner import RUN, Owner
+from blockstore.volume.owner import Owner
 from blockstore.volume.read_shell import ReadShell
 from blockstore.volume.record_shell import Deposed, JournalList
 from blockstore.volume.requests import WRITES, check_read, to_record
