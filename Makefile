@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit bench chaos wheel clean
+.PHONY: help demo test lint types unit bench chaos mutants wheel clean
 
 help:
 	@echo "make demo    a local cluster of six daemons, real files, a snapshot, a kill -9, everything verified"
@@ -14,6 +14,7 @@ help:
 	@echo "make unit    the quick tests only (no daemon processes)"
 	@echo "make bench   put, get and read_many beside the raw disk and the raw loopback"
 	@echo "make chaos   kill and freeze daemons under load, then check every acknowledged write"
+	@echo "make mutants plant bugs in a copy of the source, and see which check notices each"
 	@echo "make wheel   build the wheel into dist/"
 	@echo "make clean   remove what the other targets made, .venv included"
 
@@ -25,6 +26,9 @@ bench: $(VENV)/installed
 
 chaos: $(VENV)/installed
 	@$(BIN)/python -m chaos
+
+mutants: $(VENV)/installed-dev
+	@$(BIN)/python -m tests.mutants
 
 # --- checks: stop at the first that fails
 

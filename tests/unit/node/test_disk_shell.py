@@ -197,6 +197,16 @@ def test_a_fence_waits_for_what_is_under_way_and_tells_its_length(bench: Bench) 
     assert state.length == 100_000
 
 
+def test_a_fence_that_was_remembered_before_waits_for_what_is_under_way_as_well(bench: Bench) -> None:
+    of_this_epoch = chunk(1, epoch=2)
+    bench.fenced(2)
+    bench.appended(of_this_epoch, 0, SOME)
+    bench.append("under way", of_this_epoch, 50_000, SOME)
+    bench.fenced(2, of_this_epoch)
+    (state,) = bench.last_states
+    assert state.length == bench.outcomes["under way"] == 100_000
+
+
 def test_a_fence_waits_for_a_seal_under_way(bench: Bench) -> None:
     bench.appended(A, 0, SOME)
     bench.append("append", A, 50_000, SOME)

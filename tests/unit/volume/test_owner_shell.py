@@ -17,16 +17,27 @@ import trio
 
 from blockstore import aio
 from blockstore.api.cluster import ClusterSession
+from blockstore.api.session import Op
 from blockstore.api.store import Opened, Store
 from blockstore.codec.checksum import crc32c
-from blockstore.codec.messages import ABSENT, Put, VolumeCall, Written
+from blockstore.codec.messages import (
+    ABSENT,
+    ListKeys,
+    Lookup,
+    LookupMany,
+    Put,
+    SnapshotList,
+    VolumeCall,
+    Written,
+)
 from blockstore.codec.run_file import decode_root
 from blockstore.daemon import setup
 from blockstore.daemon.node_directory import NodeDirectory
 from blockstore.daemon.node_shell import Node, open_node
 from blockstore.daemon.real_doors_shell import EmbeddedDoors
-from blockstore.errors import NotFound, NotOwner
+from blockstore.errors import NotFound, NotOwner, Unavailable
 from blockstore.ids import KiB, MiB, RequestId, SessionId, VolumeId
+from blockstore.runtime.interfaces import Answer
 from blockstore.volume import owner_shell, packing
 from blockstore.volume.owner import Owner
 
@@ -55,6 +66,14 @@ class Running:
                 continue
             assert isinstance(answer.message, Written)
             return answer.message
+
+    async def ask(self, op: Op) -> Answer:
+        """Once, as a client's session sends it."""
+        program, address = self.doors.program, self.doors.address
+        record = self.node.control.views.volume(VOLUME)
+        assert record is not None
+        message = VolumeCall(VOLUME, record.epoch, RequestId(SessionId(78), 1), 1, op)
+        return await program.call(address, message, (), program.now() + SECONDS_MAX)
 
     def n_fragments(self) -> int:
         return sum(disk.facts().n_fragments for disk in self.node.disks.values())
@@ -153,6 +172,51 @@ async def test_a_checkpoint_and_a_restart_give_the_same_reads(
             assert await contents(bucket) == head
             assert await contents(await bucket.at("s")) == kept
             assert (await bucket.facts())["keys"] == len(head)
+
+
+async def test_a_checkpoint_under_load_loses_nothing_of_what_was_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: dict[str, bytes] = {}
+
+    async def write(bucket: aio.Bucket, writer: int) -> None:
+        for number in range(1_000_000):
+            name = f"{writer}/{number}"
+            await bucket.put(name, name.encode())
+            written[name] = name.encode()
+
+    async with running(tmp_path) as one:
+        bucket = await one.store.create_bucket("x")
+        async with trio.open_nursery() as nursery:
+            for writer in range(8):
+                nursery.start_soon(write, bucket, writer)
+            await until(lambda: len(written) > 50)
+            monkeypatch.setattr(owner_shell, "CHECKPOINT_JOURNAL_RECORDS", 1)
+            await until(lambda: one.checkpointed() > 0)
+            monkeypatch.undo()  # this was the last one
+            enough = len(written) + 50
+            await until(lambda: len(written) > enough)
+            nursery.cancel_scope.cancel()
+    async with running(tmp_path) as one:
+        found = await contents(await one.store.bucket("x"))
+        assert {name: found.get(name) for name in written} == written
+
+
+async def test_without_its_nodes_lease_an_owner_answers_nothing_of_its_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another may own the volume by then, and have changed it."""
+
+    def lease_valid(_: float) -> bool:
+        return False
+
+    async with running(tmp_path) as one:
+        bucket = await one.store.create_bucket("x")
+        await bucket.put("key", b"value")
+        monkeypatch.setattr(one.node.control, "lease_valid", lease_valid)
+        for op in (Lookup(b"key"), LookupMany((b"key",)), ListKeys(), SnapshotList()):
+            with pytest.raises(Unavailable, match="has not confirmed its owner"):
+                await one.ask(op)
 
 
 async def test_what_only_a_deleted_snapshot_saw_is_deleted_at_the_node(tmp_path: Path) -> None:
