@@ -61,7 +61,7 @@ from blockstore.placement.policy import Policy
 from blockstore.runtime.interfaces import Answer
 from blockstore.volume.checkpoint import Checkpoints, Draft, Written, journal_from
 from blockstore.volume.chunk_places import ChunkPlaces
-from blockstore.volume.chunk_table import DATA
+from blockstore.volume.chunk_table import DATA, RUN
 from blockstore.volume.garbage import Garbage
 from blockstore.volume.journal import Append, Committed, Journal, Phase
 from blockstore.volume.journal_shell import NOT_THE_DISKS_FAULT
