@@ -98,7 +98,10 @@ def _directories(locations: Sequence[PathLike]) -> Directories:
             raise InvalidRequest(f"{text!r} names no directory.")
         if "://" in text:
             raise InvalidRequest(f"{text!r} among several locations: write one tcp://host:port,host:port.")
-        path = Path(text).expanduser()
+        try:
+            path = Path(text).expanduser()
+        except RuntimeError as error:
+            raise InvalidRequest(f"{text!r}: nobody's home directory is known by that name.") from error
         if path in paths:
             raise InvalidRequest(f"{text} is named twice; each directory is a disk of its own.")
         paths.append(path)

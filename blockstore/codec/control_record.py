@@ -22,6 +22,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from blockstore.codec.checksum import crc32c
+from blockstore.codec.malformed import MALFORMED
 from blockstore.codec.messages import Compare
 from blockstore.errors import Corrupt, UnknownFormat
 from blockstore.ids import ChunkId, DiskId, NodeId, RequestId, VolumeId
@@ -175,7 +176,7 @@ def decode_record(value: bytes, kind: type[R], key: str) -> R:
     version."""
     try:
         record = _record_decoder.decode(_body(value, f"The control record {key!r}"))
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise Corrupt(f"The control record {key!r}", str(error)) from error
     if not isinstance(record, kind):
         raise Corrupt(f"The control record {key!r}", f"a {type(record).__name__}, not a {kind.__name__}")
@@ -189,7 +190,7 @@ def encode_command(command: Transaction) -> bytes:
 def decode_command(content: bytes) -> Transaction:
     try:
         return _command_decoder.decode(_body(content, "A control command"))
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise Corrupt("A control command", str(error)) from error
 
 
@@ -214,7 +215,7 @@ def decode_snapshot(data: bytes) -> SnapshotContent:
         raise Corrupt(what, "its checksum")
     try:
         return _snapshot_decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise Corrupt(what, str(error)) from error
 
 

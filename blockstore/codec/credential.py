@@ -48,6 +48,16 @@ _IDENTITY = re.compile(rf"(node|client) ({_NAME.pattern})")
 _BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\n.*?\n-----END \1-----\n?", re.DOTALL)
 
 
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for bytes that are no certificate or key."""
+
+
 @dataclass(frozen=True, slots=True)
 class Authority:
     """A cluster's certificate authority; whoever has the key can sign."""
@@ -185,7 +195,7 @@ def parse_bundle(content: bytes, path: str) -> Bundle:
         }
         authorities = [certificate for certificate in certificates if _is_authority(certificate)]
         holders = [certificate for certificate in certificates if not _is_authority(certificate)]
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         refuse(f"it cannot be decoded ({error})")
     if not blocks:
         refuse("there is no PEM block in it")
@@ -194,8 +204,11 @@ def parse_bundle(content: bytes, path: str) -> Bundle:
             f"it has {len(authorities)} authority's and {len(holders)} holder's certificates, not one of each"
         )
     [ca], [holder] = authorities, holders
-    key = keys.pop(_public_bytes(holder), None)
-    ca_key = keys.pop(_public_bytes(ca), "")
+    try:
+        key = keys.pop(_public_bytes(holder), None)
+        ca_key = keys.pop(_public_bytes(ca), "")
+    except _UNREADABLE as error:
+        refuse(f"a certificate's key cannot be decoded ({error})")
     if key is None:
         refuse("no private key in it fits the certificate")
     if keys:

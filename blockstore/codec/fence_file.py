@@ -53,6 +53,9 @@ class Kind(IntEnum):
     FLOOR = 3
 
 
+_KINDS = frozenset(Kind)
+
+
 class Fact(NamedTuple):
     kind: Kind
     volume: VolumeId
@@ -108,13 +111,17 @@ def decode_fence_file(content: Buffer, disk: DiskId) -> FenceFile | None:
         record = view[HEADER_BYTES + index * RECORD_BYTES :][:RECORD_BYTES]
         kind, place, volume, epoch, number, record_synced, written_under = _BODY.unpack_from(record)
         if place == index and _U32.unpack_from(record, RECORD_BYTES - 4)[0] == crc32c(record[:-4], seed):
-            facts.append(Fact(Kind(kind), VolumeId(volume), epoch, number))
             synced = max(synced, record_synced)
+            if kind in _KINDS:
+                facts.append(Fact(Kind(kind), VolumeId(volume), epoch, number))
+            else:
+                damaged = True  # it says something, and we do not know what
         elif first_bad < 0:
             first_bad = index
             # A whole record lies in one sector, so power loss leaves none half written: zeros, or what an
             # earlier generation left at the same place, are the end; anything else has rotted.
-            damaged = any(record) and not (place == index and 0 < written_under < generation)
+            stale = place == index and 0 < written_under < generation
+            damaged = damaged or (any(record) and not stale)
     return FenceFile(
         generation, tuple(facts), damaged or synced > (n_written if first_bad < 0 else first_bad)
     )

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import msgspec
 
 from blockstore.codec.checksum import crc32c
+from blockstore.codec.malformed import MALFORMED
 from blockstore.codec.messages import Extent, Placement
 from blockstore.errors import Corrupt, UnknownFormat
 from blockstore.ids import ChunkId, RequestId
@@ -224,6 +225,8 @@ def decode_records(header: BatchHeader, block: memoryview, where: str) -> tuple[
         records = _decoder.decode(block)
     except msgspec.ValidationError as error:
         raise UnknownFormat(f"A journal record ({error})", "newer", VERSION) from error
+    except MALFORMED as error:
+        raise Corrupt("A journal batch", f"{where}: {error}") from error
     if len(records) != header.n_records:
         raise Corrupt("A journal batch", f"{where}: {len(records)} records, not {header.n_records}")
     return records

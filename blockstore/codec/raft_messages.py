@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from blockstore.codec.malformed import MALFORMED
 from blockstore.errors import ProtocolViolation
 from blockstore.ids import NodeId
 
@@ -163,7 +164,7 @@ def decode_message(body: bytes) -> RaftMessage:
     """Raises ProtocolViolation for anything that is not a whole, well-formed message."""
     try:
         message = _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise ProtocolViolation(f"A Raft message could not be decoded: {error}.") from error
     if message.term < 0:
         raise ProtocolViolation("A Raft message has a negative term.")
@@ -193,7 +194,7 @@ def decode_members(payload: bytes) -> Members:
     """Raises ProtocolViolation unless it is a possible membership."""
     try:
         members = _members_decoder.decode(payload)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ProtocolViolation(f"A membership entry could not be decoded: {error}.") from error
     everybody = members.voters + members.learners
     if not members.voters or len(set(everybody)) != len(everybody) or min(everybody) <= NOBODY:

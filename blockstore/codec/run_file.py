@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from blockstore.codec.checksum import crc32c
+from blockstore.codec.malformed import MALFORMED
 from blockstore.codec.messages import (
     Extent,
     Failed,
@@ -127,7 +128,13 @@ _root_decoder = msgspec.msgpack.Decoder(Root)
 
 encode_version = _encoder.encode
 _VERSION_FIELDS = encode_version(StoredVersion(0, None))[:1]  # an array of so many
-decode_version = _version_decoder.decode
+
+
+def decode_version(packed: bytes) -> StoredVersion:
+    try:
+        return _version_decoder.decode(packed)
+    except MALFORMED as error:
+        raise Corrupt("A version in a volume's map", str(error)) from error
 
 
 def stored_from(sequence: int) -> bytes:
@@ -144,7 +151,7 @@ def encode_root(root: Root) -> bytes:
 def decode_root(data: bytes) -> Root:
     try:
         root = _root_decoder.decode(data)
-    except msgspec.ValidationError as error:
+    except MALFORMED as error:
         raise Corrupt("A volume's root", str(error)) from error
     if root.version != VERSION:
         raise UnknownFormat("A volume's checkpoint", root.version, VERSION)
@@ -190,7 +197,11 @@ def decode_blocks(volume: VolumeId, data: memoryview) -> Iterator[list[RunEntry]
     index, sequence = 0, None
     while data.nbytes:
         sequence, body = _unframe(RUN_MAGIC, volume, sequence, index, data)
-        yield _entries_decoder.decode(body)
+        try:
+            entries = _entries_decoder.decode(body)
+        except MALFORMED as error:
+            raise Corrupt("A checkpoint", f"volume {volume}, block {index}: {error}") from error
+        yield entries
         data = data[HEADER_BYTES + body.nbytes :]
         index += 1
 
@@ -201,7 +212,10 @@ def encode_head(volume: VolumeId, head: CheckpointHead) -> bytes:
 
 def decode_head(volume: VolumeId, data: memoryview) -> CheckpointHead:
     _, body = _unframe(HEAD_MAGIC, volume, None, 0, data)
-    return _head_decoder.decode(body)
+    try:
+        return _head_decoder.decode(body)
+    except MALFORMED as error:
+        raise Corrupt("A checkpoint", f"volume {volume}, its head: {error}") from error
 
 
 def split_blocks(entries: Iterable[RunEntry], n_per_block: int) -> Iterator[list[RunEntry]]:

@@ -90,7 +90,7 @@ class NodeDirectory:
             raise NotAStore(str(self.path), "it is not a directory") from None
         except OSError as error:
             raise of_path(error, str(self.path)) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise NotAStore(str(self.path), f"its node.json cannot be understood ({error})") from error
 
     def write(self, facts: NodeFile) -> None:
@@ -122,9 +122,13 @@ def host_id() -> str:
 def parse_listen(text: str) -> tuple[str, int]:
     """The two parts of `host:port`."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) <= 65_535:
+    if not colon or not host or not _is_port(port):
         raise InvalidRequest(f"{text!r} is no address to listen on; write it like 127.0.0.1:7440.")
     return host.strip("[]"), int(port)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= 65_535
 
 
 def address_of(facts: NodeFile, directory: NodeDirectory) -> Address:

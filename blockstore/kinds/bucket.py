@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from blockstore.codec.malformed import MALFORMED
 from blockstore.errors import Corrupt, InvalidRequest, UnknownFormat
 from blockstore.ids import KiB
 
@@ -135,19 +136,19 @@ def decode_meta(meta: bytes) -> tuple[float, dict[str, str]]:
     """`(modified, metadata)` of a record."""
     try:
         record = _decode(meta)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise _unreadable(meta, error) from None
     if record.version != META_VERSION:
         raise UnknownFormat("An object's metadata", record.version, META_VERSION)
     return record.modified, record.metadata
 
 
-def _unreadable(meta: bytes, error: msgspec.DecodeError) -> Corrupt | UnknownFormat:
+def _unreadable(meta: bytes, error: Exception) -> Corrupt | UnknownFormat:
     """A later version may have another shape; then its version is what there is to say."""
     try:
         fields = msgspec.msgpack.decode(meta, type=list[msgspec.Raw])
         version = msgspec.msgpack.decode(fields[0], type=int)
-    except (msgspec.DecodeError, IndexError):
+    except (*MALFORMED, IndexError):
         return Corrupt("An object's metadata", str(error))
     if version > META_VERSION:
         return UnknownFormat("An object's metadata", version, META_VERSION)

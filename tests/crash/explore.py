@@ -23,7 +23,6 @@ from functools import partial
 from itertools import product
 from typing import Generic, Protocol, TypeVar
 
-from blockstore.errors import BlockStoreError
 from tests.crash.losses import DiskState, WatchedDisk, losses
 
 F = TypeVar("F")
@@ -191,7 +190,7 @@ class Explorer(Generic[F]):
     def _judge(self, judge: Callable[[], T]) -> T:
         try:
             return judge()
-        except (AssertionError, BlockStoreError) as error:
+        except Exception as error:
             raise Found("; ".join(self._path) + f": {error!r}") from error
 
 

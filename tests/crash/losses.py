@@ -21,7 +21,8 @@ from itertools import product
 from math import prod
 from random import Random
 
-from blockstore.runtime.sim.disk import PAGE_BYTES, SECTOR_BYTES, SimDisk, _Content, _put
+from blockstore.runtime.sim.disk import SimDisk
+from blockstore.runtime.sim.disk_content import PAGE_BYTES, SECTOR_BYTES, Content, put
 
 LOSSES_MAX = 512
 """States tried of one moment, before sectors begin to share their fate."""
@@ -64,8 +65,8 @@ class WatchedDisk(SimDisk):
             self.on_step()
         super().tick()
 
-    def _thawed(self, file: FileState) -> _Content:
-        content = _Content(file.size, named=file.named)
+    def _thawed(self, file: FileState) -> Content:
+        content = Content(file.size, named=file.named)
         if file.replaces is not None:
             content.replaces = self._thawed(file.replaces)
         content.stored = {page: bytearray(bytes_) for page, bytes_ in file.stored}
@@ -79,10 +80,10 @@ class WatchedDisk(SimDisk):
     def freeze(self) -> DiskState:
         return DiskState(self._frozen(self._files), self._frozen(self._removed))
 
-    def _frozen(self, contents: dict[str, _Content]) -> tuple[tuple[str, FileState], ...]:
+    def _frozen(self, contents: dict[str, Content]) -> tuple[tuple[str, FileState], ...]:
         return tuple((name, self._frozen_file(contents[name])) for name in sorted(contents))
 
-    def _frozen_file(self, content: _Content) -> FileState:
+    def _frozen_file(self, content: Content) -> FileState:
         pages = list[tuple[int, bytes]]()
         known = self._known
         for page in sorted(content.stored):
@@ -187,7 +188,7 @@ def _sectors(file: FileState) -> list[_Sector]:
                 writes[number] = []
             writes[number].append(n)
         edges.update((first, last))
-        _put(pages, offset, data)
+        put(pages, offset, data)
         for number in range(first, last + 1):
             content = _sector_of(pages, number)
             if content != versions[number][-1]:

@@ -32,8 +32,10 @@ from blockstore.runtime.sim.disk_content import PAGE_BYTES, SECTOR_BYTES, Conten
 OnDone = Callable[[BlockStoreError | None], None]
 T = TypeVar("T")
 
-
 USUAL_LATENCY_SECONDS = (0.000_05, 0.000_5)
+
+PARTIAL = ".new"
+"""Behind the name of a file that is being made; a crash leaves it."""
 
 
 class PowerLost(Exception):
@@ -326,7 +328,9 @@ class SimDisk:
                 raise NotFound(f"file {name} on {self._path}")
             self._claim(size)
             self.tick()
-            self._files[name] = Content(size)
+            self._files[name + PARTIAL] = Content(size)  # like the real disk: made whole under another name
+            self.tick()
+            self._files[name] = self._files.pop(name + PARTIAL)
             self.tick()
             self._files[name].named = True
         return SimFile(self, name, self._files[name])
@@ -351,7 +355,10 @@ class SimDisk:
 
     def replace_file(self, name: str, content: bytes) -> None:
         self._claim(len(content))
-        self.tick()  # what the temporary file holds is lost without a trace
+        self.tick()
+        self._files[name + PARTIAL] = Content(len(content))
+        self.tick()
+        del self._files[name + PARTIAL]
         fresh = Content(len(content), named=True)
         fresh.write(0, content)
         fresh.sync()
