@@ -124,7 +124,7 @@ def read_config(environment: Mapping[str, str]) -> dict[str, str]:
         values = tomllib.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"{path} cannot be read: {error}.") from error
     for key, value in values.items():
         if key not in ("store", "credentials") or not isinstance(value, str):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, NoReturn
 
 from cryptography import x509
@@ -45,13 +46,13 @@ BACKDATING = datetime.timedelta(days=1)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")  # X.509 allows 64 characters of common name
 _IDENTITY = re.compile(rf"(node|client) ({_NAME.pattern})")
-_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\n.*?\n-----END \1-----\n?", re.DOTALL)
-
+_MARK = re.compile(r"-----(BEGIN|END) ([A-Z0-9 ]+)-----\n?")
 
 _UNREADABLE = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
+    x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
 )
@@ -150,7 +151,7 @@ def identity_of(der: bytes) -> tuple[Kind, str]:
     """Whom a certificate names. InvalidRequest when none of ours; that it is signed, TLS has checked."""
     try:
         names = x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise InvalidRequest(f"A certificate cannot be read: {error}.") from error
     match = _IDENTITY.fullmatch(str(names[0].value)) if len(names) == 1 else None
     if match is None:
@@ -163,7 +164,7 @@ def is_signed_by(der: bytes, ca_certificate: str) -> bool:
     ca = x509.load_pem_x509_certificate(ca_certificate.encode())
     try:
         x509.load_der_x509_certificate(der).verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except (*_UNREADABLE, InvalidSignature):
         return False
     return True
 
@@ -184,7 +185,7 @@ def parse_bundle(content: bytes, path: str) -> Bundle:
         raise InvalidRequest(f"The credential file {path!r} is not a credential bundle: {why}.")
 
     try:
-        blocks = [(match[1], match[0]) for match in _BLOCK.finditer(content.decode("ascii"))]
+        blocks = _blocks(content.decode("ascii"))
         certificates = [
             x509.load_pem_x509_certificate(text.encode()) for label, text in blocks if label == "CERTIFICATE"
         ]
@@ -224,6 +225,16 @@ def parse_bundle(content: bytes, path: str) -> Bundle:
 
 
 # --- pieces
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """The label and the text of each PEM block: an END right after its BEGIN. Words between are skipped."""
+    marks = list(_MARK.finditer(text))
+    return [
+        (begin[2], text[begin.start() : end.end()])
+        for begin, end in pairwise(marks)
+        if (begin[1], end[1], end[2]) == ("BEGIN", "END", begin[2])
+    ]
 
 
 def _checked(name: str) -> str:

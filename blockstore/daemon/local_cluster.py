@@ -221,7 +221,7 @@ class LocalCluster:
             return cls(directory, security, nodes)
         except FileNotFoundError:
             raise NotAStore(str(directory), "there is no cluster.json in it") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise NotAStore(str(directory), f"its cluster.json cannot be understood ({error})") from error
 
     @classmethod

@@ -27,6 +27,8 @@ def read_secret_file(path: str, what: str) -> bytes:
         raise PermissionDenied(f"The {what} {path!r} may not be read by this user.") from error
     except OSError as error:
         raise InvalidRequest(f"The {what} {path!r} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InvalidRequest(f"{path!r} cannot be the name of a {what}.") from error  # a zero byte in it
     try:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Literal, NewType, Union, get_args, get_origin
 
@@ -27,15 +27,13 @@ def encoded(values: Sequence[Any]) -> list[bytes]:
 def _value(kind: Any, rng: Random, depth: int) -> Any:
     if isinstance(kind, NewType):
         return _value(kind.__supertype__, rng, depth)
+    if kind in _PLAIN:
+        return _PLAIN[kind](rng)
     if isinstance(kind, type):
-        if issubclass(kind, msgspec.Struct):
-            hints = typing.get_type_hints(kind)
-            return kind(**{name: _value(hints[name], rng, depth + 1) for name in kind.__struct_fields__})
-        if kind not in _PLAIN and issubclass(kind, tuple) and hasattr(kind, "_fields"):
-            hints = typing.get_type_hints(kind)
-            return kind(*(_value(hint, rng, depth + 1) for hint in hints.values()))
-        if kind in _PLAIN:
-            return _PLAIN[kind](rng)
+        # A message or record: a Struct, or a named tuple.
+        make: Any = kind
+        values = {name: _value(hint, rng, depth + 1) for name, hint in typing.get_type_hints(make).items()}
+        return make(**values)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return _value(rng.choice(arguments), rng, depth)
@@ -52,7 +50,7 @@ def _value(kind: Any, rng: Random, depth: int) -> Any:
     raise TypeError(f"no values of {kind}")
 
 
-_PLAIN: dict[Any, Any] = {
+_PLAIN: dict[Any, Callable[[Random], object]] = {
     int: lambda rng: rng.choice(_INTEGERS),
     float: lambda rng: rng.choice((0.0, 1.5, 1_700_000_000.25)),
     bool: lambda rng: rng.random() < 0.5,

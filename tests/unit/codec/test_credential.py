@@ -136,3 +136,13 @@ def test_what_is_no_bundle_is_refused_by_name(case: str) -> None:
     with pytest.raises(InvalidRequest, match=why) as caught:
         parse_bundle(content, "some.pem")
     assert "'some.pem' is not a credential bundle" in str(caught.value)
+
+
+def test_a_file_of_beginnings_without_ends_is_refused_at_once() -> None:
+    with pytest.raises(InvalidRequest, match="no PEM block"):
+        parse_bundle(b"-----BEGIN PRIVATE KEY-----\n" * 30_000, "a.pem")
+
+
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="cannot be the name"):
+        read_bundle("a\0b.pem")
