@@ -20,7 +20,7 @@ from tests.crash.node import NodeFacts, NodeSubject
 from tests.crash.raft import RaftFacts, RaftSubject
 from tests.crash.shares import explore
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.mark.parametrize(
