@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from blockstore import aio, errors
     from blockstore.api.blocking import Bucket, ObjectReader, Snapshot, Store, connect, open
+    from blockstore.api.samples import Samples
     from blockstore.codec.messages import CredentialView, Events, NodeStatus, NodeView, Status, VolumeView
     from blockstore.errors import BlockStoreError
     from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
@@ -32,6 +33,7 @@ _PLACES = {
     "Store": "blockstore.api.blocking",
     "Bucket": "blockstore.api.blocking",
     "Snapshot": "blockstore.api.blocking",
+    "Samples": "blockstore.api.samples",
     "ObjectReader": "blockstore.api.blocking",
     "ObjectInfo": "blockstore.kinds.bucket",
     "CommonPrefix": "blockstore.kinds.bucket",
@@ -52,6 +54,7 @@ __all__ = [
     "Store",
     "Bucket",
     "Snapshot",
+    "Samples",
     "ObjectReader",
     "ObjectInfo",
     "CommonPrefix",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
@@ -21,6 +23,7 @@ from blockstore.api.location import Cluster, PathLike, resolve
 from blockstore.api.object_reader import OpenVersion, fetch_block, seek_position
 from blockstore.api.opening import CONNECT_SECONDS, as_cluster, check_directories
 from blockstore.api.reading import PageCursor, Wanted
+from blockstore.api.samples import Samples
 from blockstore.api.store import Store as AsyncStore
 from blockstore.api.value_source import Data
 from blockstore.codec.messages import CredentialView, Events, NodeView, SnapshotRecord, Status, VolumeView
@@ -28,6 +31,7 @@ from blockstore.config import OPERATION_SECONDS
 from blockstore.ids import KiB
 from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
 from blockstore.kinds.object_history import Change, ObjectVersion
+from blockstore.kinds.samples import Share
 
 T = TypeVar("T")
 
@@ -217,6 +221,32 @@ class Snapshot(Reading):
         self.name = record.name
         self.sequence = record.sequence
         self.created = record.created  # wall clock, seconds since 1970
+        self._names: tuple[str, list[str]] | None = None  # below a prefix: they never change
+
+    def samples(
+        self,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        batch: int = 64,
+        prefetch: int = 4,
+        start: int = 0,
+        prefix: str = "",
+        timeout: float = OPERATION_SECONDS,
+    ) -> Samples:
+        """Every object below `prefix` once, in batches of (name, bytes), in an order that `seed` and
+        `epoch` alone decide. Of `world_size` processes, number `rank` gets its share: each sample goes to
+        one of them. `start` is the batch to begin with, `prefetch` how many are read ahead. May be made
+        before a fork, or pickled, and is iterated where the samples are wanted; names are listed when it is
+        made."""
+        share = Share(0, seed, epoch, rank, world_size, batch)
+        if self._names is None or self._names[0] != prefix:
+            self._names = prefix, [entry.name for entry in self.list(prefix, timeout=timeout)]
+        names = self._names[1]
+        read = partial(self.read_many, timeout=timeout)
+        return Samples(names, replace(share, n=len(names)), start, prefetch, read)
 
     def __repr__(self) -> str:
         return f"<Snapshot {self.bucket}@{self.name} at sequence {self.sequence}>"

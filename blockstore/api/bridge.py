@@ -67,7 +67,7 @@ class ConnectedBridge:
     """
 
     def __init__(self, place: Cluster, timeout: float) -> None:
-        self._place = place
+        self._place, self._timeout = place, timeout
         self._identity = load_identity(place)
         self._pid = os.getpid()
         self._free: list[_Client] = []  # append and pop are atomic
@@ -79,6 +79,10 @@ class ConnectedBridge:
         except BaseException:
             self.close()
             raise
+
+    def __reduce__(self) -> tuple[type[ConnectedBridge], tuple[Cluster, float]]:
+        """A store, and what was made of it, may be sent to another process, which connects by itself."""
+        return ConnectedBridge, (self._place, self._timeout)
 
     def run(self, work: Work[T]) -> T:
         if self._pid != os.getpid():
@@ -137,6 +141,12 @@ class EmbeddedBridge:
             assert self._failure is not None
             raise self._failure
         atexit.register(self.close)
+
+    def __reduce__(self) -> str:
+        raise InvalidRequest(
+            "An embedded store lives in one process and cannot be sent to another. Run daemons "
+            "(`blockstore dev`) and connect to them: that works across processes."
+        )
 
     def run(self, work: Work[T]) -> T:
         store, token = self._store, self._token

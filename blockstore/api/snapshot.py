@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 
 from blockstore.api.reading import Reading
+from blockstore.api.samples import Batch, reading_ahead
 from blockstore.api.session import VolumeSession
 from blockstore.codec.messages import SnapshotRecord
+from blockstore.config import OPERATION_SECONDS
 from blockstore.errors import NotFound
+from blockstore.kinds.samples import Share
 
 
 class Snapshot(Reading):
@@ -21,6 +26,34 @@ class Snapshot(Reading):
         self.name = record.name
         self.sequence = record.sequence
         self.created = record.created  # wall clock, seconds since 1970
+
+    @asynccontextmanager
+    async def samples(
+        self,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        batch: int = 64,
+        prefetch: int = 4,
+        start: int = 0,
+        prefix: str = "",
+        timeout: float = OPERATION_SECONDS,
+    ) -> AsyncGenerator[AsyncIterator[Batch]]:
+        """Every object below `prefix` once, in batches of (name, bytes), in an order that `seed` and
+        `epoch` alone decide. Of `world_size` processes, number `rank` gets its share: each sample goes to
+        one of them. `start` is the batch to begin with, `prefetch` how many are read ahead. `async with`
+        it, and iterate over what that gives."""
+        share = Share(0, seed, epoch, rank, world_size, batch)
+        names = [entry.name async for entry in self.list(prefix, timeout=timeout)]
+        share = replace(share, n=len(names))
+
+        async def read(wanted: list[str]) -> list[bytes]:
+            return await self.read_many(wanted, timeout=timeout)
+
+        async with reading_ahead(names, share, start, prefetch, read) as batches:
+            yield batches
 
     def __repr__(self) -> str:
         return f"<Snapshot {self.bucket}@{self.name} at sequence {self.sequence}>"
