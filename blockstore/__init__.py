@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from blockstore.codec.messages import CredentialView, Events, NodeStatus, NodeView, Status, VolumeView
     from blockstore.errors import BlockStoreError
     from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
-    from blockstore.kinds.object_history import Change, ObjectVersion
+    from blockstore.kinds.object_history import Change, ObjectVersion, Restored
 
 _PLACES = {
     "aio": "blockstore.aio",
@@ -39,6 +39,7 @@ _PLACES = {
     "CommonPrefix": "blockstore.kinds.bucket",
     "Change": "blockstore.kinds.object_history",
     "ObjectVersion": "blockstore.kinds.object_history",
+    "Restored": "blockstore.kinds.object_history",
     "BlockStoreError": "blockstore.errors",
     "Status": "blockstore.codec.messages",
     "NodeStatus": "blockstore.codec.messages",
@@ -60,6 +61,7 @@ __all__ = [
     "CommonPrefix",
     "Change",
     "ObjectVersion",
+    "Restored",
     "errors",
     "BlockStoreError",
     "aio",

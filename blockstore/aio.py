@@ -19,7 +19,7 @@ from blockstore.api.reading import Listing
 from blockstore.api.snapshot import Snapshot
 from blockstore.api.store import Store
 from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
-from blockstore.kinds.object_history import Change, ObjectVersion
+from blockstore.kinds.object_history import Change, ObjectVersion, Restored
 
 __all__ = [
     "open",
@@ -34,4 +34,5 @@ __all__ = [
     "Change",
     "Changes",
     "ObjectVersion",
+    "Restored",
 ]

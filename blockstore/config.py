@@ -169,6 +169,12 @@ OWNER_QUEUE_BYTES_MAX = 64 * MiB
 VALUE_CACHE_BYTES = 128 * MiB
 """An owner's cache of inline values, oldest out first."""
 
+RESTORE_KEYS_MAX = 1_000
+"""Keys that one record restores, all or none: some 10 ms to apply."""
+
+RESTORE_KEY_BYTES_MAX = 512 * KiB
+"""Their names together, half of what a frame's header may have."""
+
 CHECKPOINT_JOURNAL_BYTES = 256 * MiB
 """Journal written since the last checkpoint that starts a new one: replaying it takes about a second."""
 

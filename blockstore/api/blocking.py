@@ -23,6 +23,7 @@ from blockstore.api.location import Cluster, PathLike, resolve
 from blockstore.api.object_reader import OpenVersion, fetch_block, seek_position
 from blockstore.api.opening import CONNECT_SECONDS, as_cluster, check_directories
 from blockstore.api.reading import PageCursor, Wanted
+from blockstore.api.restoring import OnChanges
 from blockstore.api.samples import Samples
 from blockstore.api.store import Store as AsyncStore
 from blockstore.api.value_source import Data
@@ -30,7 +31,7 @@ from blockstore.codec.messages import CredentialView, Events, NodeView, Snapshot
 from blockstore.config import OPERATION_SECONDS
 from blockstore.ids import KiB
 from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
-from blockstore.kinds.object_history import Change, ObjectVersion
+from blockstore.kinds.object_history import Change, ObjectVersion, Restored
 from blockstore.kinds.samples import Share
 
 T = TypeVar("T")
@@ -324,6 +325,37 @@ class Bucket(Reading):
         """Every version of an object that is there now or that a snapshot shows, newest first; what was
         overwritten between two snapshots is gone. NotFound when no snapshot has it either."""
         return self._run(lambda bucket: bucket.log(name, timeout=timeout))
+
+    def restore(
+        self,
+        names: str | Iterable[str] | None = None,
+        *,
+        at: Moment,
+        prefix: str | None = None,
+        to: str | None = None,
+        dry_run: bool = False,
+        on_changes: OnChanges | None = None,
+        timeout: float = OPERATION_SECONDS,
+    ) -> Restored:
+        """Make objects what they were at a snapshot, without copying their bytes: those that are named, or
+        all with a prefix; one that did not exist then is deleted. With `to`, leave them and restore to that
+        name, or with that prefix in place of theirs. A safety snapshot is taken first, if there is anything
+        to do: restoring the same to it is the way back, save for what others write meanwhile to the same
+        names. Readers may see a part of it while it runs; repeated, it goes on. `on_changes` is told of
+        each page of changes. NotFound."""
+        chosen = names if names is None or isinstance(names, str) else tuple(names)
+        return self._run(
+            lambda bucket: bucket.restore(
+                chosen, at=at, prefix=prefix, to=to, dry_run=dry_run, on_changes=on_changes, timeout=timeout
+            )
+        )
+
+    def rollback(
+        self, snapshot: Moment, *, on_changes: OnChanges | None = None, timeout: float = OPERATION_SECONDS
+    ) -> Restored:
+        """Make the whole bucket what it was at a snapshot: `restore` of every name. Readers may see a part of
+        it while it runs. A safety snapshot of now is taken first, and its name is in the answer."""
+        return self._run(lambda bucket: bucket.rollback(snapshot, on_changes=on_changes, timeout=timeout))
 
     def delete_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
         """Give up a snapshot, and what only it still held. NotFound."""

@@ -8,12 +8,13 @@ known; `timeout` counts as for reading.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import BinaryIO, cast
 
 from blockstore.api.history import ChangeCursor, Changes, Moment, fetch_log, fetch_snapshots
 from blockstore.api.reading import Reading
+from blockstore.api.restoring import OnChanges, Plan, plan_restore, restore
 from blockstore.api.session import VolumeSession
 from blockstore.api.snapshot import Snapshot, choose_snapshot
 from blockstore.api.value_source import (
@@ -47,7 +48,7 @@ from blockstore.kinds.bucket import (
     object_words,
     sequence_of_etag,
 )
-from blockstore.kinds.object_history import ObjectVersion
+from blockstore.kinds.object_history import ObjectVersion, Restored
 
 
 class Bucket(Reading):
@@ -159,6 +160,38 @@ class Bucket(Reading):
             return await fetch_log(self._session, name, timeout)
         except NotFound as error:
             raise self.not_found(name, error) from None
+
+    async def restore(
+        self,
+        names: str | Iterable[str] | None = None,
+        *,
+        at: Moment,
+        prefix: str | None = None,
+        to: str | None = None,
+        dry_run: bool = False,
+        on_changes: OnChanges | None = None,
+        timeout: float = OPERATION_SECONDS,
+    ) -> Restored:
+        """Make objects what they were at a snapshot, without copying their bytes: those that are named, or
+        all with a prefix; one that did not exist then is deleted. With `to`, leave them and restore to that
+        name, or with that prefix in place of theirs. A safety snapshot is taken first, if there is anything
+        to do: restoring the same to it is the way back, save for what others write meanwhile to the same
+        names. Readers may see a part of it while it runs; repeated, it goes on. `on_changes` is told of
+        each page of changes. NotFound."""
+        plan = plan_restore(names, prefix, to)
+        return await restore(
+            self._session, self._wall, plan, at, dry_run=dry_run, on_changes=on_changes, timeout=timeout
+        )
+
+    async def rollback(
+        self, snapshot: Moment, *, on_changes: OnChanges | None = None, timeout: float = OPERATION_SECONDS
+    ) -> Restored:
+        """Make the whole bucket what it was at a snapshot: `restore` of every name. Readers may see a part of
+        it while it runs. A safety snapshot of now is taken first, and its name is in the answer."""
+        plan = Plan(None, "", None, "rollback")
+        return await restore(
+            self._session, self._wall, plan, snapshot, dry_run=False, on_changes=on_changes, timeout=timeout
+        )
 
     async def delete_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
         """Give up a snapshot, and what only it still held. NotFound."""

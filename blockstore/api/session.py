@@ -14,7 +14,7 @@ numbers right.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -28,6 +28,7 @@ from blockstore.api.cluster import (
     may_retry,
     unexpected,
 )
+from blockstore.api.many_values import Remote, batches, take_values, waves
 from blockstore.chunk.chunk_shell import ChunkReader, DataWriter, Want
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.messages import (
@@ -35,7 +36,6 @@ from blockstore.codec.messages import (
     Entry,
     Extent,
     Found,
-    FoundMany,
     Grant,
     Granted,
     KeyHistory,
@@ -43,8 +43,8 @@ from blockstore.codec.messages import (
     ListKeys,
     Lookup,
     LookupMany,
-    Placement,
     Put,
+    Restore,
     SnapshotCreate,
     SnapshotDelete,
     SnapshotList,
@@ -66,7 +66,7 @@ from blockstore.errors import (
     StaleEpoch,
     Unavailable,
 )
-from blockstore.ids import ChunkId, DiskId, KiB, MiB, NodeId, RequestId, SessionId, VolumeId
+from blockstore.ids import ChunkId, DiskId, MiB, NodeId, RequestId, SessionId, VolumeId
 from blockstore.runtime.interfaces import Address, Answer, Buffer
 
 FIRST_ATTEMPT_SECONDS = 0.5
@@ -80,17 +80,7 @@ TRANSFER_PIECE_BYTES = 16 * MiB
 """Large values move in pieces of this, each with the whole timeout anew: memory stays bounded, and a transfer
 of any size goes on as long as it makes progress. Four full appends, so the members are kept busy."""
 
-LOOKUP_KEYS_MAX = 256
-"""Keys in one LookupMany: at 4 KiB each 1 MiB of answer; larger batches only delay the first value."""
-
-LOOKUP_KEY_BYTES_MAX = 128 * KiB
-"""A quarter of the header that a frame may have: the answer names each key again, with extents and
-metadata."""
-
 LOOKUPS_IN_FLIGHT = 4
-
-READ_MANY_BYTES_MAX = 64 * MiB
-"""Of values that the owner did not give along, asked of the nodes at once, under one timeout."""
 
 EXTENTS_MAX = 24_000
 """Of one value: 40 bytes each in a message, they fill a frame's header. 94 GiB in appends of 4 MiB."""
@@ -111,6 +101,7 @@ Op = (
     | VolumeInfo
     | ListChanges
     | KeyHistory
+    | Restore
 )
 
 
@@ -283,7 +274,7 @@ class VolumeSession:
             raise unexpected(answer.message)
         return answer.message
 
-    async def change(self, op: Delete | SnapshotDelete, timeout: float) -> None:
+    async def change(self, op: Delete | SnapshotDelete | Restore, timeout: float) -> None:
         """Carry out `op`; durable when this returns."""
         answer = await self.call(op, (), self._caller.now() + timeout)
         answer.payload.release()
@@ -451,14 +442,14 @@ class VolumeSession:
         no such key. `timeout` is for all lookups, and again for each `READ_MANY_BYTES_MAX` read from the
         nodes."""
         ops = [
-            LookupMany(tuple(keys[start:end]), at, tuple(ranges[start:end])) for start, end in _batches(keys)
+            LookupMany(tuple(keys[start:end]), at, tuple(ranges[start:end])) for start, end in batches(keys)
         ]
         results: list[bytes | None] = []
-        remote: list[_Remote] = []
+        remote: list[Remote] = []
         for op, answer in zip(ops, await self._call_many(ops, self._caller.now() + timeout), strict=True):
-            _take_values(op, answer, results, remote)
+            take_values(op, answer, results, remote)
             answer.payload.release()
-        for wave in _waves(remote):
+        for wave in waves(remote):
             data = await self._fetch_wave(wave, at, timeout)
             for want, value in zip(wave, data, strict=True):
                 results[want.index] = value
@@ -515,7 +506,7 @@ class VolumeSession:
             for number in numbers:
                 del self._unanswered[number]
 
-    async def _fetch_wave(self, wave: Sequence[_Remote], at: int, timeout: float) -> list[bytes | None]:
+    async def _fetch_wave(self, wave: Sequence[Remote], at: int, timeout: float) -> list[bytes | None]:
         wants: list[Want] = [(want.entry.extents, want.placements, want.start, want.end) for want in wave]
         try:
             data = await self._reader.read_many(wants, self._caller.now() + timeout)
@@ -525,7 +516,7 @@ class VolumeSession:
             return [await self._fetch_alone(want, at, timeout) for want in wave]
         return [want.verified(value) for want, value in zip(wave, data, strict=True)]
 
-    async def _fetch_alone(self, want: _Remote, at: int, timeout: float) -> bytes | None:
+    async def _fetch_alone(self, want: Remote, at: int, timeout: float) -> bytes | None:
         """The slow way, with retries; a value that was replaced meanwhile comes as it is now: its own end,
         where the end was asked for."""
         try:
@@ -541,88 +532,6 @@ class VolumeSession:
                 raise  # a snapshot does not change: it is gone
             return None
         return data
-
-
-class _Remote:
-    """A range of a version that the owner did not give along, wanted at `index` of the results. `asked` is
-    the range before it was cut to this version's size."""
-
-    __slots__ = ("asked", "end", "entry", "index", "key", "placements", "start")
-
-    def __init__(
-        self,
-        index: int,
-        key: bytes,
-        entry: Entry,
-        placements: Mapping[ChunkId, Placement],
-        start: int,
-        end: int,
-        asked: tuple[int, int],
-    ) -> None:
-        self.index, self.key, self.entry, self.placements = index, key, entry, placements
-        self.start, self.end, self.asked = start, end, asked
-
-    def verified(self, data: bytes) -> bytes:
-        if self.start == 0 and self.end == self.entry.size and crc32c(data) != self.entry.crc:
-            raise Corrupt(f"The value of {self.key!r}", "its checksum is not the one it was put with")
-        return data
-
-
-def _batches(keys: Sequence[bytes]) -> Iterator[tuple[int, int]]:
-    """Index ranges of keys that fit one LookupMany each."""
-    start = n_bytes = 0
-    for index, key in enumerate(keys):
-        n_bytes += len(key)
-        if index - start == LOOKUP_KEYS_MAX or n_bytes > LOOKUP_KEY_BYTES_MAX:
-            yield start, index
-            start, n_bytes = index, len(key)
-    if keys:
-        yield start, len(keys)
-
-
-def _take_values(op: LookupMany, answer: Answer, results: list[bytes | None], remote: list[_Remote]) -> None:
-    """Append the answer's values to `results`; what it only refers to is a None there, and in `remote`."""
-    found = answer.message
-    if not isinstance(found, FoundMany) or len(found.entries) != len(op.keys):
-        raise unexpected(found)
-    view, ranges = answer.payload.view, op.ranges
-    offset = 0
-    for index, entry in enumerate(found.entries):
-        if entry is None:
-            results.append(None)
-            continue
-        size = entry.size
-        asked = ranges[index] if ranges else (0, -1)
-        start, end = asked
-        if end < 0 or end > size:
-            end = size
-        if start > end:
-            start = end
-        n_inline = entry.inline
-        if n_inline < 0:
-            remote.append(_Remote(len(results), op.keys[index], entry, found.placements, start, end, asked))
-            results.append(None)
-            continue
-        data = bytes(view[offset : offset + n_inline])
-        offset += n_inline
-        if len(data) != end - start:
-            raise ProtocolViolation(f"the owner answered with {len(data)} of {end - start} bytes")
-        if n_inline == size and crc32c(data) != entry.crc:
-            raise Corrupt(f"The value of {op.keys[index]!r}", "it changed on its way from the owner")
-        results.append(data)
-
-
-def _waves(remote: Sequence[_Remote]) -> Iterator[Sequence[_Remote]]:
-    """What to read at once: up to `READ_MANY_BYTES_MAX`, or one value that is larger."""
-    start = n_bytes = 0
-    for index, want in enumerate(remote):
-        length = want.end - want.start
-        if index > start and n_bytes + length > READ_MANY_BYTES_MAX:
-            yield remote[start:index]
-            start, n_bytes = index, 0
-        n_bytes += length
-    if remote:
-        yield remote[start:]
 
 
 def _written(answer: Answer) -> int:

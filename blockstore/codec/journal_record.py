@@ -21,7 +21,7 @@ than where it was written fails its first checksum (DESIGN invariant 5). Little 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -120,17 +120,36 @@ class MovedRecord(_Record, frozen=True, tag=12):
     moves: tuple[tuple[bytes, int, tuple[Extent, ...]], ...]
 
 
-JournalRecord = (
-    PutRecord
-    | DeleteRecord
-    | SnapshotRecord
-    | SnapshotDeleteRecord
-    | ChunkOpenedRecord
-    | ChunkSealedRecord
-    | ChunkDroppedRecord
-    | EpochRecord
-    | MovedRecord
+class RestoreRecord(_Record, frozen=True, tag=9):
+    """Each key becomes what it was at `at`, which must be a snapshot's sequence when this is applied: the
+    same extents again, or nothing if it did not exist. With `targets`, one for each key, these become it
+    instead."""
+
+    request: RequestId
+    settled: int
+    keys: tuple[bytes, ...]
+    at: int
+    targets: tuple[bytes, ...] = ()
+
+
+RequestRecord = (
+    PutRecord | DeleteRecord | SnapshotRecord | SnapshotDeleteRecord | ChunkOpenedRecord | RestoreRecord
 )
+"""Asked for by a session; its result is remembered."""
+
+JournalRecord = RequestRecord | ChunkSealedRecord | ChunkDroppedRecord | EpochRecord | MovedRecord
+
+
+def work_of(record: JournalRecord) -> int:
+    """How many keys it may change: what it takes to apply it is in proportion."""
+    if isinstance(record, RestoreRecord):
+        return len(record.keys)
+    return max(1, len(record.moves)) if isinstance(record, MovedRecord) else 1
+
+
+def total_work(records: Iterable[JournalRecord]) -> int:
+    return sum(work_of(record) for record in records)
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(tuple[JournalRecord, ...])

@@ -197,6 +197,7 @@ class VolumeCall(_Message, frozen=True, tag=30):
         | VolumeInfo
         | ListChanges
         | KeyHistory
+        | Restore
     )
 
 
@@ -400,6 +401,16 @@ class KeyVersions(_Message, frozen=True, tag=52):
     next: int = 0  # 0: this was all
 
 
+class Restore(_Message, frozen=True, tag=53):
+    """Each of up to 1,000 keys becomes what it was at `at`, a snapshot's sequence, all or none: by
+    reference, and deleted if it was not there. With `targets`, one for each key, these become it instead.
+    Answered with `Written`."""
+
+    keys: tuple[bytes, ...]
+    at: int
+    targets: tuple[bytes, ...] = ()
+
+
 # --- bus
 
 
@@ -453,6 +464,7 @@ WireMessage = (
     | VolumeCall | Put | Delete | Written | Lookup | Found | LookupMany | FoundMany | ListKeys | KeyPage
     | SnapshotCreate | SnapshotDelete | SnapshotList | SnapshotRecord | SnapshotRecords | Grant | Granted
     | VolumeInfo | VolumeFacts | ListChanges | ChangePage | KeyHistory | KeyVersions
+    | Restore
     | FetchView | View | CreateVolume | DeleteVolume | ListVolumes | Volumes | Transact | Transacted
     | JoinNode | Joined | FetchControlSnapshot | ControlSnapshot | FetchStatus | Status | FetchEvents | Events
     | CreateCredential | RevokeCredential | ListCredentials | Credentials

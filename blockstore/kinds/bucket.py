@@ -189,7 +189,7 @@ def etag_of(sequence: int, crc: int) -> str:
 
 
 def sequence_of_etag(etag: str) -> int:
-    """The sequence that `if_etag` asks for: no two versions in one bucket share it, so it decides alone."""
+    """The sequence that `if_etag` asks for: no two versions of one object share it, so it decides alone."""
     match = _ETAG.fullmatch(etag)
     if match is None or not (sequence := int(match[1], 16)):
         raise InvalidRequest(f"{etag!r} is not an etag; `stat` and `ls -l` show an object's.")

@@ -37,6 +37,19 @@ class ObjectVersion(msgspec.Struct, frozen=True, gc=False):
     first_taken: float
 
 
+class Restored(msgspec.Struct, frozen=True, gc=False):
+    """What a restore did, or would do: how many objects came back, became what they were, and were deleted.
+
+    `snapshot` is the one that they are as of now; `safety` the one that was taken before, "" if there was
+    nothing to do."""
+
+    snapshot: str
+    added: int
+    changed: int
+    removed: int
+    safety: str
+
+
 def change_of(change: KeyChange) -> Change:
     old, new = _info(change.key, change.old), _info(change.key, change.new)
     return change_between(name_of(change.key), old, new)

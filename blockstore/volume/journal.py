@@ -32,8 +32,11 @@ from blockstore.codec.journal_record import (
     JournalRecord,
     MovedRecord,
     PutRecord,
+    RestoreRecord,
     build_batch,
     encode_header,
+    total_work,
+    work_of,
 )
 from blockstore.codec.messages import Extent, Placement
 from blockstore.config import JOURNAL_BATCH_BYTES_MAX, JOURNAL_BATCHES_IN_FLIGHT
@@ -42,13 +45,16 @@ from blockstore.ids import ChunkId, DiskId, RequestId, SessionId
 from blockstore.volume.chunk_table import OPEN
 
 BATCH_RECORDS_MAX = 1_000
-"""Bounds the time that one batch takes to encode and to apply: some 5 ms."""
+"""Bounds the time that one batch takes to encode and to apply: some 5 ms. A record that changes many keys
+counts as so many."""
 
 
 RECORD_BYTES = 256
 """What a record costs besides the bytes that its client chose: the objects it is made of, while it waits."""
 EXTENT_BYTES = 64
 """An extent in a record: 40 to 60 bytes."""
+KEY_BYTES = 64
+"""What one of many keys of a record costs besides its bytes."""
 
 
 class Phase(Enum):
@@ -232,14 +238,15 @@ class Journal:
     def _form_batch(self) -> tuple[Batch, tuple[object, ...]]:
         entries: list[tuple[JournalRecord, bytes | memoryview | None]] = []
         tokens: list[object] = []
-        size = 0
-        while self._added and len(entries) < BATCH_RECORDS_MAX:
+        size = work = 0
+        while self._added and work < BATCH_RECORDS_MAX:
             record, value, token, cost = self._added[0]
             if entries and size + cost > self._batch_bytes_max:
                 break
             self._added.popleft()
             self.waiting_bytes -= cost
             size += cost
+            work += work_of(record)
             entries.append((record, value))
             tokens.append(token)
         return build_batch(0, entries), tuple(tokens)
@@ -258,7 +265,7 @@ class Journal:
             if placed.offset == 0:
                 self._to_seal.clear()  # the opening batch has said it
             self.written_bytes += placed.batch.length
-            self.written_records += len(placed.batch.records)
+            self.written_records += total_work(placed.batch.records)
             committed.append(Committed(placed.batch, placed.tokens, writer.chunk, placed.offset))
         if self.phase is Phase.DRAINING and not self._placed:
             self._end_chunk()
@@ -297,4 +304,6 @@ def _cost(record: JournalRecord, value: bytes | memoryview | None) -> int:
         cost += len(record.key)
     elif isinstance(record, MovedRecord):
         cost += sum(len(key) + EXTENT_BYTES * (1 + len(extents)) for key, _, extents in record.moves)
+    elif isinstance(record, RestoreRecord):
+        cost += sum(len(key) + KEY_BYTES for key in (*record.keys, *record.targets))
     return cost

@@ -10,6 +10,7 @@ from blockstore.codec.journal_record import (
     DeleteRecord,
     JournalRecord,
     PutRecord,
+    RestoreRecord,
     SnapshotDeleteRecord,
     SnapshotRecord,
 )
@@ -19,11 +20,12 @@ from blockstore.codec.messages import (
     Lookup,
     LookupMany,
     Put,
+    Restore,
     SnapshotCreate,
     SnapshotDelete,
     VolumeCall,
 )
-from blockstore.config import INLINE_BYTES_MAX
+from blockstore.config import INLINE_BYTES_MAX, RESTORE_KEYS_MAX
 from blockstore.errors import Corrupt, InvalidRequest, NotFound
 from blockstore.ids import TiB
 from blockstore.volume.state import VolumeState
@@ -36,7 +38,7 @@ LOOKUP_KEYS_MAX = 1_000
 LIST_LIMIT_MAX = 1_000
 SNAPSHOT_NAME_MAX = 255
 
-WRITES = (Put, Delete, SnapshotCreate, SnapshotDelete)
+WRITES = (Put, Delete, SnapshotCreate, SnapshotDelete, Restore)
 
 
 def to_record(call: VolumeCall, payload: memoryview, wall: float) -> tuple[JournalRecord, memoryview | None]:
@@ -51,6 +53,9 @@ def to_record(call: VolumeCall, payload: memoryview, wall: float) -> tuple[Journ
     if isinstance(op, SnapshotCreate):
         _check_snapshot_name(op.name)
         return SnapshotRecord(request, settled, op.name, wall), None
+    if isinstance(op, Restore):
+        _check_restore(op)
+        return RestoreRecord(request, settled, op.keys, op.at, op.targets), None
     assert isinstance(op, SnapshotDelete)
     return SnapshotDeleteRecord(request, settled, op.name), None
 
@@ -92,6 +97,18 @@ def _put_record(op: Put, call: VolumeCall, payload: memoryview) -> tuple[Journal
 def check_key(key: bytes) -> None:
     if not 0 < len(key) <= KEY_BYTES_MAX:
         raise InvalidRequest(f"A key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}.")
+
+
+def _check_restore(op: Restore) -> None:
+    if not 0 < len(op.keys) <= RESTORE_KEYS_MAX:
+        raise InvalidRequest(f"1 to {RESTORE_KEYS_MAX:,} keys are restored at once, not {len(op.keys):,}.")
+    if op.targets and len(op.targets) != len(op.keys):
+        raise InvalidRequest("As many targets as keys, or none.")
+    for key in (*op.keys, *op.targets):
+        check_key(key)
+    targets = op.targets or op.keys
+    if len(set(targets)) < len(targets):
+        raise InvalidRequest("A key can be restored to one state, not to two.")
 
 
 def _check_snapshot_name(name: str) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from blockstore.codec.journal_record import (
     ChunkDroppedRecord,
-    ChunkOpenedRecord,
     ChunkSealedRecord,
     DeleteRecord,
     EpochRecord,
     JournalRecord,
     MovedRecord,
     PutRecord,
+    RequestRecord,
+    RestoreRecord,
     SnapshotDeleteRecord,
     SnapshotRecord,
 )
@@ -42,7 +43,7 @@ from blockstore.errors import (
 from blockstore.ids import ChunkId, VolumeId
 from blockstore.volume.chunk_table import ChunkEntry, ChunkTable
 from blockstore.volume.sessions import Sessions
-from blockstore.volume.versioned_map import Freed, VersionedMap
+from blockstore.volume.versioned_map import Freed, VersionedMap, are_alike
 
 SNAPSHOTS_MAX = 3_000
 """They are listed in one answer, which must fit a frame's header."""
@@ -79,9 +80,7 @@ class VolumeState:
         there."""
         assert sequence == self.sequence + 1, f"record {sequence} after {self.sequence}"
         self.sequence = sequence
-        if isinstance(
-            record, PutRecord | DeleteRecord | SnapshotRecord | SnapshotDeleteRecord | ChunkOpenedRecord
-        ):
+        if isinstance(record, RequestRecord):
             known = self.sessions.find(record.request)
             if known is not None:
                 return known
@@ -104,7 +103,7 @@ class VolumeState:
 
     def _apply_request(
         self,
-        record: PutRecord | DeleteRecord | SnapshotRecord | SnapshotDeleteRecord | ChunkOpenedRecord,
+        record: RequestRecord,
         sequence: int,
         chunk: ChunkId,
         value_offset: int,
@@ -128,6 +127,8 @@ class VolumeState:
             self._note_snapshots()
             self.history_to_purge = True
             return _OK
+        if isinstance(record, RestoreRecord):
+            return self._restore(record, sequence)
         self.chunks.open_chunk(
             record.chunk,
             ChunkEntry(record.placement, record.capacity, record.purpose, record.request.session),
@@ -164,6 +165,23 @@ class VolumeState:
             if former is not None:
                 self.chunks.add_live(extents)
                 self.chunks.free(former.extents)
+
+    def _restore(self, record: RestoreRecord, sequence: int) -> Written:
+        """What a snapshot sees is referred to, so its chunks are there."""
+        at = record.at
+        if at not in self._retained:
+            raise NotFound(f"snapshot at sequence {at} (it was deleted)")
+        for key, target in zip(record.keys, record.targets or record.keys, strict=True):
+            then = self.map.find(key, at)
+            if are_alike(self.map.find(target), then):
+                continue
+            if then is None:
+                version = StoredVersion(sequence, None)
+            else:
+                self.chunks.add_live(then.extents)
+                version = StoredVersion(sequence, then.meta, then.size, then.crc, then.extents)
+            self._give_back(self.map.put(target, version, self.newest_snapshot))
+        return Written(sequence)
 
     def _check_expected(self, key: bytes, expected: int) -> None:
         if expected == ANY:

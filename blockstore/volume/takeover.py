@@ -25,7 +25,13 @@ from dataclasses import dataclass
 
 from blockstore.chunk.sealing import seal_length
 from blockstore.codec.control_record import JournalChunk
-from blockstore.codec.journal_record import HEADER_BYTES, decode_header, decode_records, value_offsets
+from blockstore.codec.journal_record import (
+    HEADER_BYTES,
+    decode_header,
+    decode_records,
+    value_offsets,
+    work_of,
+)
 from blockstore.codec.messages import Extent, FragmentState, Placement
 from blockstore.codec.run_file import Root
 from blockstore.errors import Corrupt
@@ -197,8 +203,9 @@ class Replay:
         records = decode_records(header, block, f"journal chunk {chunk} at {position}")
         for i, (record, value_offset) in enumerate(zip(records, value_offsets(header, records), strict=True)):
             state.apply(record, header.base_sequence + i, chunk, position + value_offset)
-            self.n_records += 1
-            if self.n_records % YIELD_RECORDS == 0:
+            work = work_of(record)
+            self.n_records += work
+            if self.n_records % YIELD_RECORDS < work:
                 yield
         self._position = position + header.length
         self.n_bytes += header.length

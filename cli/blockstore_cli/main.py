@@ -29,6 +29,7 @@ COMMANDS = {
     "cp": "objects:cp",
     "snapshot": "snapshot:snapshot",
     "log": "history:log",
+    "restore": "history:restore",
     "credential": "credential:credential",
     "bench": "bench:bench",
     "completion": "completion:completion",

@@ -1,4 +1,4 @@
-"""`blockstore snapshot …`: name a moment of a volume, list such moments, compare them, forget one."""
+"""`blockstore snapshot …`: name a moment of a volume, list and compare them, go back to one, forget one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import click
 
 from blockstore.errors import InvalidRequest, NotFound
 from blockstore_cli.address import parse_place
-from blockstore_cli.history import change_facts, change_line
-from blockstore_cli.output import answer, confirm, table, when
+from blockstore_cli.history import advancing, change_facts, change_line, tell_restored, would_be
+from blockstore_cli.output import Progress, answer, confirm, table, when
 from blockstore_cli.settings import Noun, example, settings
 
 
@@ -67,6 +67,31 @@ def diff(since: str, until: str) -> None:
             counts[change.kind] += 1
             answer(change_facts(change), change_line(change))
     answer(counts, ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) + ".")
+
+
+@snapshot.command("rollback", epilog=example("blockstore snapshot rollback photos@before-cleaning"))
+@click.argument("target", metavar="BUCKET@SNAPSHOT")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rollback(target: str, yes: bool) -> None:
+    """Make a whole bucket what it was at a snapshot; a safety snapshot of now is taken first.
+
+    Readers may see a part of it while it runs. Interrupted, it may be repeated.
+    """
+    place = parse_place(target)
+    if not place.snapshot or place.name:
+        raise InvalidRequest(
+            f"{target!r} is not BUCKET@SNAPSHOT; `blockstore restore` is for parts of a bucket."
+        )
+    with settings().open() as store:
+        volume = store.bucket(place.bucket)
+        found = volume.restore(prefix="", at=place.snapshot, dry_run=True)
+        n_changes = found.added + found.changed + found.removed
+        if n_changes:
+            confirm(f"{would_be(found)} Roll bucket {place.bucket} back", yes)
+        progress = Progress("restored", n_changes, 0)
+        done = volume.rollback(place.snapshot, on_changes=advancing(progress))
+        progress.end()
+    tell_restored(done, ["snapshot", "rollback", f"{place.bucket}@{done.safety}"])
 
 
 @snapshot.command("delete", epilog=example("blockstore snapshot delete photos before-cleaning --yes"))

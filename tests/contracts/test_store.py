@@ -277,6 +277,97 @@ async def test_a_diff_of_many_comes_by_pages(bucket: aio.Bucket) -> None:
     assert [change.name async for change in bucket.diff("empty", prefix="110")] == names[1100:1110]
 
 
+async def test_one_object_comes_back_and_the_restore_is_undone(bucket: aio.Bucket) -> None:
+    was = await bucket.put("large", some_bytes(MiB), metadata={"k": "v"})
+    await bucket.put("small", b"1")
+    await bucket.snapshot("s")
+    await bucket.delete("large")
+    await bucket.put("small", b"2")
+    for dry_run in (True, False):
+        done = await bucket.restore("large", at="s", dry_run=dry_run)
+        assert (done.snapshot, done.added, done.changed, done.removed) == ("s", 1, 0, 0)
+        assert [one.name for one in await bucket.snapshots()][1:] == ([done.safety] if done.safety else [])
+    assert await bucket.get("large") == some_bytes(MiB)
+    again = await bucket.stat("large")
+    assert (again.modified, again.metadata, again.size) == (was.modified, was.metadata, was.size)
+    assert again.etag != was.etag
+    assert await bucket.get("small") == b"2"
+    assert (await bucket.restore(["large"], at="s")).safety == "", "there was nothing to do"
+    undone = await bucket.restore("large", at=done.safety)
+    assert (undone.removed, len({done.safety, undone.safety})) == (1, 2)
+    with pytest.raises(NotFound):
+        await bucket.get("large")
+
+
+async def test_a_restore_elsewhere_leaves_what_is_there(bucket: aio.Bucket) -> None:
+    for name in ("old/a", "old/b", "old/c", "other"):
+        await bucket.put(name, name.encode())
+    await bucket.snapshot("s")
+    await bucket.put("old/b", b"2")
+    await bucket.put("new/b", b"3")
+    await bucket.put("new/x", b"4")
+    told: list[Change] = []
+    done = await bucket.restore(prefix="old/", at="s", to="new/", on_changes=told.extend)
+    assert (done.added, done.changed, done.removed) == (2, 1, 0)
+    assert [(one.kind, one.name) for one in told] == [
+        ("added", "new/a"),
+        ("changed", "new/b"),
+        ("added", "new/c"),
+    ]
+    names = ["new/a", "new/b", "new/c", "new/x", "old/a", "old/b", "old/c", "other"]
+    assert [entry.name async for entry in bucket.list()] == names
+    assert await bucket.read_many(names) == [
+        b"old/a", b"old/b", b"old/c", b"4", b"old/a", b"2", b"old/c", b"other"
+    ]  # fmt: skip
+    assert (await bucket.restore(prefix="old/", at="s", to="new/")).safety == ""
+    undone = await bucket.restore(prefix="new/", at=done.safety)
+    assert (undone.added, undone.changed, undone.removed) == (0, 1, 2)
+    assert await bucket.get("new/b") == b"3"
+    await bucket.restore("other", at="s", to="copy")
+    assert await bucket.get("copy") == b"other"
+
+
+async def test_what_cannot_be_restored_is_said_before_anything_is_done(bucket: aio.Bucket) -> None:
+    await bucket.snapshot("s")
+    await bucket.put("x", b"1")
+    with pytest.raises(NotFound, match=r"no object 'never' in .*, neither now nor in snapshot 's'"):
+        await bucket.restore(["x", "never"], at="s")
+    with pytest.raises(NotFound, match="not in snapshot 's'"):
+        await bucket.restore("x", at="s", to="y")
+    with pytest.raises(NotFound, match="no snapshot 'other'"):
+        await bucket.restore("x", at="other")
+    for wrong in ({}, {"names": "x", "prefix": "x"}, {"names": ["x", "y"], "to": "z"}):
+        with pytest.raises(InvalidRequest):
+            await bucket.restore(**cast("Any", wrong), at="s")
+    assert [one.name for one in await bucket.snapshots()] == ["s"]
+    assert await bucket.get("x") == b"1"
+
+
+async def test_a_bucket_is_rolled_back_and_forward(bucket: aio.Bucket) -> None:
+    names = [f"{index:04}" for index in range(1_100)]
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(bucket.put, name, name.encode())
+    await bucket.put("large", some_bytes(MiB))
+    await bucket.snapshot("full")
+    async with trio.open_nursery() as nursery:
+        for name in names[50:]:
+            nursery.start_soon(bucket.delete, name)
+    await bucket.delete("large")
+    await bucket.put("new", b"1")
+    await bucket.put("0000", b"changed")
+    pages: list[int] = []
+    done = await bucket.rollback("full", on_changes=lambda changes: pages.append(len(changes)))
+    assert (done.added, done.changed, done.removed, sum(pages)) == (1_051, 1, 1, 1_053)
+    assert len(pages) > 1
+    assert [change async for change in bucket.diff("full")] == []
+    await bucket.delete_snapshot("full")
+    assert await bucket.read_many([*names, "large"]) == [*(name.encode() for name in names), some_bytes(MiB)]
+    await bucket.rollback(done.safety)
+    assert [entry.name async for entry in bucket.list()] == [*names[:50], "new"]
+    assert await bucket.get("0000") == b"changed"
+
+
 async def test_buckets_come_and_go(store: aio.Store) -> None:
     name = f"b-{uuid.uuid4().hex}"
     made = await store.create_bucket(name, policy="replicated(1)")

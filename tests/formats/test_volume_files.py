@@ -12,6 +12,7 @@ from blockstore.codec import journal_record, run_file
 from blockstore.codec.journal_record import (
     DeleteRecord,
     PutRecord,
+    RestoreRecord,
     build_batch,
     decode_header,
     decode_records,
@@ -146,11 +147,22 @@ def test_the_page_says_what_the_code_does() -> None:
     assert f"Journal, version {journal_record.VERSION}" in page
     assert f"head, version {run_file.VERSION}" in page
     assert f"a header of {journal_record.HEADER_BYTES} bytes" in page
-    tags = dict(re.findall(r"\| (\d+) \| ([a-z ]+) \|", page))
+    records = page[page.index("| tag | record |") : page.index("The values of the puts")]
+    tags = re.findall(r"^\| (\d+) \|", records, re.MULTILINE)
     kinds = journal_record.JournalRecord.__args__
     assert sorted(int(tag) for tag in tags) == sorted(kind.__struct_config__.tag for kind in kinds)
 
 
+def test_a_restore_has_the_bytes_that_it_always_had() -> None:
+    restore = RestoreRecord(RequestId(SessionId(1), 4), 1, (b"k", b"l"), 8, (b"m", b"n"))
+    built = build_batch(9, [(restore, None)])
+    assert built.body.hex() == GOLDEN_RESTORE
+    data = memoryview(encode_header(built, CHUNK, 0, 17) + built.body)
+    header = decode_header(data, CHUNK, 0)
+    assert decode_records(header, data[64:], "here") == (restore,)
+
+
+GOLDEN_RESTORE = "91960992010401" + "92c4016bc4016c" + "08" + "92c4016dc4016e"
 GOLDEN_BATCH = (
     "42534a310100000003000000000000000400000000000000090000000000000002000000200000000300000000000000"
     "11000000000000001ebd2338abe509b4929a0192010201c4016bc4016d03ceaabbccddffc390950292010301c4016bff"

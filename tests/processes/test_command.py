@@ -7,9 +7,11 @@ import io
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +251,63 @@ def test_a_diff_and_a_log_say_what_happened(command: Command, tmp_path: Path) ->
     assert "deleted" in command("log", "h1:b").out
     assert "no object 'x' in bucket 'h1'" in command("log", "h1:x", code=66).err
     command("log", "h1", code=64)
+
+
+def test_objects_are_restored_and_the_command_that_undoes_it_does(command: Command, tmp_path: Path) -> None:
+    command("bucket", "create", "back1")
+    (tmp_path / "new").write_bytes(b"new")
+    for name in ("d/a b", "d/c", "e"):
+        command("put", __file__, f"back1:{name}")
+    command("snapshot", "create", "back1", "one")
+    command("put", tmp_path / "new", "back1:d/a b")
+    command("rm", "back1:d/c", "back1:e")
+    told = command("restore", "back1:d/a b", "--at", "one", "--dry-run").out.splitlines()
+    assert told[0].startswith("~ d/a b  3 B → ")
+    assert told[1] == "As of @one: 0 would be added, 1 changed, 0 removed. Nothing was changed."
+    assert "--yes" in command("restore", "back1:d/a b", "--at", "one", code=64).err
+    assert command("get", "back1:d/a b").out == "new"
+
+    done = command("restore", "-r", "back1:d", "--at", "one", "--yes").out
+    assert done.startswith("As of @one: 1 added, 1 changed, 0 removed.\nWhat was before is kept as @")
+    assert command("ls", "-r", "back1").out == "d/a b\nd/c\n"
+    undo = shlex.split(done.splitlines()[-1])
+    assert undo[:4] == ["blockstore", "restore", "-r", "back1:d"]
+    assert command(*undo[1:], "--yes", "--json").json()["removed"] == 1
+    assert command("get", "back1:d/a b").out == "new"
+
+    elsewhere = command("restore", "back1:d/a b", "--at", "one", "--to", "f", "--yes", "--json").json()
+    assert (elsewhere["added"], shlex.split(elsewhere["undo"])[2]) == (1, "back1:f")
+    assert command("get", "back1:f").out == Path(__file__).read_text()
+
+
+def test_when_to_restore_to_is_a_snapshot_or_a_time(command: Command) -> None:
+    command("bucket", "create", "back2")
+    command("put", __file__, "back2:x")
+    command("snapshot", "create", "back2", "20300101")
+    assert "All is as it was at @20300101." in command("restore", "back2:x", "--at", "20300101").out
+    tomorrow = (datetime.now() + timedelta(days=1)).isoformat(sep=" ", timespec="minutes")
+    assert "All is as it was at @20300101." in command("restore", "-r", "back2:", "--at", tomorrow).out
+    assert "neither a snapshot of back2" in command("restore", "back2:x", "--at", "lunch", code=64).err
+    assert "no snapshot" in command("restore", "back2:x", "--at", "2001-01-01", code=66).err
+    assert "neither now nor" in command("restore", "back2:y", "--at", "20300101", code=66).err
+
+
+def test_a_bucket_is_rolled_back_and_forward(command: Command) -> None:
+    command("bucket", "create", "back3")
+    command("put", __file__, "back3:x")
+    command("snapshot", "create", "back3", "one")
+    command("rm", "back3:x")
+    command("put", __file__, "back3:y")
+    assert "--yes" in command("snapshot", "rollback", "back3@one", code=64).err
+    done = command("snapshot", "rollback", "back3@one", "--yes", "--json").json()
+    assert (done["added"], done["changed"], done["removed"]) == (1, 0, 1)
+    assert command("ls", "back3").out == "x\n"
+    command(*shlex.split(done["undo"])[1:], "--yes")
+    assert command("ls", "back3").out == "y\n"
+    assert "Nothing was changed" in command("snapshot", "rollback", f"back3@{done['safety']}").out
+    command("snapshot", "rollback", "back3@one:x", "--yes", code=64)
+    command("snapshot", "rollback", "back3", "--yes", code=64)
+    assert "no snapshot 'two'" in command("snapshot", "rollback", "back3@two", "--yes", code=66).err
 
 
 def test_status_says_first_how_the_data_is(command: Command) -> None:

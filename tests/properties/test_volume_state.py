@@ -16,6 +16,7 @@ from blockstore.codec.journal_record import (
     EpochRecord,
     MovedRecord,
     PutRecord,
+    RestoreRecord,
     SnapshotDeleteRecord,
     SnapshotRecord,
     decode_header,
@@ -61,7 +62,8 @@ class VolumeMachine(RuleBasedStateMachine):
         self.submitted: dict[RequestId, tuple[str, bytes, bytes]] = {}
         self.head: dict[bytes, bytes] = {}  # the model: the map
         self.snapshots: dict[str, dict[bytes, bytes]] = {}
-        self.values: dict[int, bytes] = {}
+        self.sequences: dict[str, int] = {}  # of the snapshots
+        self.restores: dict[RequestId, RestoreRecord] = {}
         self.checkpoint: tuple[bytes, list[bytes], ChunkId, int] | None = None
         self.applied_to: tuple[ChunkId, int] | None = None
         self.journal = Journal(SessionId(1), 1, {})
@@ -132,6 +134,16 @@ class VolumeMachine(RuleBasedStateMachine):
         self.journal.add(opened, None, None)
         self.journal.add(MovedRecord(tuple(moves)), None, None)
 
+    @precondition(lambda self: self.snapshots)
+    @rule(keys=st.lists(KEYS, min_size=1, unique=True), data=st.data())
+    def restore(self, keys: list[bytes], data: st.DataObject) -> None:
+        """The snapshot may be gone when its turn comes."""
+        at = self.sequences[data.draw(st.sampled_from(sorted(self.snapshots)))]
+        targets = keys[1:] + keys[:1] if data.draw(st.booleans()) else []
+        request = self.request(("restore", b"", b""))
+        self.restores[request] = RestoreRecord(request, 0, tuple(keys), at, tuple(targets))
+        self.journal.add(self.restores[request], None, request)
+
     @rule()
     def send(self) -> None:
         while (append := self.journal.next_append(0.0)) is not None:
@@ -169,7 +181,11 @@ class VolumeMachine(RuleBasedStateMachine):
             at = committed.offset + batch.value_offsets[i]
             result = self.state.apply(record, batch.base_sequence + i, committed.chunk, at)
             if isinstance(token, RequestId):
-                self.model_applies(self.submitted.pop(token), failed=isinstance(result, Failed))
+                what, failed = self.submitted.pop(token), isinstance(result, Failed)
+                if token in self.restores:
+                    self.model_restores(self.restores.pop(token), failed=failed)
+                else:
+                    self.model_applies(what, failed=failed)
         self.applied_to = (committed.chunk, committed.offset + batch.length)
 
     def model_applies(self, what: tuple[str, bytes, bytes], *, failed: bool) -> None:
@@ -181,10 +197,23 @@ class VolumeMachine(RuleBasedStateMachine):
             self.head = {k: v for k, v in self.head.items() if k != key}
         elif kind == "snapshot":
             assert failed == (key.decode() in self.snapshots)
-            self.snapshots.setdefault(key.decode(), self.head)
+            if not failed:
+                self.snapshots[key.decode()] = self.head
+                self.sequences[key.decode()] = self.state.sequence
         else:
             assert failed == (key.decode() not in self.snapshots)
             self.snapshots.pop(key.decode(), None)
+
+    def model_restores(self, record: RestoreRecord, *, failed: bool) -> None:
+        wanted = [was for name, was in self.snapshots.items() if self.sequences[name] == record.at]
+        assert failed == (not wanted)
+        for was in wanted:
+            head = dict(self.head)
+            for key, target in zip(record.keys, record.targets or record.keys, strict=True):
+                head.pop(target, None)
+                if key in was:
+                    head[target] = was[key]
+            self.head = head
 
     @rule()
     def purge(self) -> None:

@@ -15,7 +15,7 @@ import trio
 import trio.lowlevel
 
 from blockstore.api.bucket import Bucket
-from blockstore.api.session import LOOKUP_KEYS_MAX
+from blockstore.api.many_values import LOOKUP_KEYS_MAX
 from blockstore.api.store import Store
 from blockstore.codec import messages as m
 from blockstore.codec.checksum import crc32c

@@ -49,9 +49,7 @@ class Machine:
     node: NodeId
     disk: SimDisk
     listening: Listening
-    facts: NodeFacts = field(
-        default_factory=NodeFacts
-    )  # what it tells of itself besides the volumes that it owns
+    facts: NodeFacts = field(default_factory=NodeFacts)  # what it tells besides the volumes that it owns
     control: Control | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     bus: MemoryBus | None = None

@@ -14,12 +14,13 @@ from blockstore.codec.journal_record import (
     DeleteRecord,
     JournalRecord,
     PutRecord,
+    RestoreRecord,
 )
 from blockstore.codec.messages import ANY, Extent, Placement
 from blockstore.config import APPEND_BYTES_MAX, JOURNAL_BATCH_BYTES_MAX, JOURNAL_BATCHES_IN_FLIGHT
 from blockstore.errors import StaleEpoch, Unavailable
 from blockstore.ids import ChunkId, DiskId, KiB, RequestId, SessionId, VolumeId
-from blockstore.volume.journal import Append, Committed, Journal, Phase
+from blockstore.volume.journal import BATCH_RECORDS_MAX, Append, Committed, Journal, Phase
 
 DISKS = (DiskId(1), DiskId(2))
 PLACEMENT = Placement(1, 1, DISKS)
@@ -37,6 +38,11 @@ def put(number: int, value: bytes = b"v", meta: bytes = b"") -> PutRecord:
 
 def delete(number: int) -> DeleteRecord:
     return DeleteRecord(RequestId(SessionId(9), number), 0, b"key", ANY)
+
+
+def restore(number: int, n_keys: int) -> RestoreRecord:
+    keys = tuple(b"%d" % index for index in range(n_keys))
+    return RestoreRecord(RequestId(SessionId(9), number), 0, keys, 1)
 
 
 def end(append: Append) -> int:
@@ -102,6 +108,16 @@ def test_what_waits_goes_as_one_batch_and_tokens_come_back_in_order(bench: Bench
     assert committed.tokens == (1, 2, 3)
     assert committed.batch.base_sequence == 2
     assert bench.journal.is_idle
+
+
+def test_a_record_of_many_keys_counts_as_so_many(bench: Bench) -> None:
+    """A batch is applied at once, and a replay of so many records must not take longer than is said."""
+    before = bench.journal.written_records
+    for number in range(6):
+        bench.journal.add(restore(number, BATCH_RECORDS_MAX // 2), None, number)
+    batches = [committed for append in bench.send() for committed in bench.acknowledge(append)]
+    assert [len(committed.tokens) for committed in batches] == [2, 2, 2]
+    assert bench.journal.written_records - before == 3 * BATCH_RECORDS_MAX
 
 
 def test_a_batch_is_committed_when_the_last_member_has_it(bench: Bench) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from blockstore.codec.checksum import crc32c
-from blockstore.codec.journal_record import DeleteRecord, JournalRecord, PutRecord, SnapshotRecord
+from blockstore.codec.journal_record import (
+    DeleteRecord,
+    JournalRecord,
+    PutRecord,
+    RestoreRecord,
+    SnapshotRecord,
+)
 from blockstore.codec.messages import (
     ANY,
     Delete,
@@ -14,10 +20,11 @@ from blockstore.codec.messages import (
     Lookup,
     LookupMany,
     Put,
+    Restore,
     SnapshotCreate,
     VolumeCall,
 )
-from blockstore.config import INLINE_BYTES_MAX
+from blockstore.config import INLINE_BYTES_MAX, RESTORE_KEYS_MAX
 from blockstore.errors import Corrupt, InvalidRequest, NotFound
 from blockstore.ids import ChunkId, RequestId, SessionId, VolumeId
 from blockstore.volume.requests import (
@@ -34,9 +41,10 @@ from blockstore.volume.state import VolumeState
 
 VOLUME = VolumeId(7)
 CHUNK = ChunkId(VOLUME, 1, 1)
+Change = Put | Delete | Restore | SnapshotCreate
 
 
-def ask(op: Put | Delete | SnapshotCreate, payload: bytes = b"") -> tuple[JournalRecord, memoryview | None]:
+def ask(op: Change, payload: bytes = b"") -> tuple[JournalRecord, memoryview | None]:
     call = VolumeCall(VOLUME, 1, RequestId(SessionId(9), 3), 2, op)
     return to_record(call, memoryview(payload), 12.5)
 
@@ -77,6 +85,13 @@ def test_a_large_value_is_referred_to() -> None:
         (Put(b"key", b"", 9, 0, (Extent(CHUNK, 0, 9, 0, 0),), ANY), b""),
         (Put(b"key", b"", 9, 0, (Extent(CHUNK, 0, 10, 9, 0), Extent(CHUNK, 0, -1, 9, 0)), ANY), b""),
         (Delete(b"", ANY), b""),
+        (Restore((), 1), b""),
+        (Restore((b"",), 1), b""),
+        (Restore((b"k",), 1, (b"k" * (KEY_BYTES_MAX + 1),)), b""),
+        (Restore((b"k", b"l"), 1, (b"k",)), b""),
+        (Restore((b"k", b"k"), 1), b""),
+        (Restore((b"k", b"l"), 1, (b"m", b"m")), b""),
+        (Restore(tuple(b"%d" % index for index in range(RESTORE_KEYS_MAX + 1)), 1), b""),
         (SnapshotCreate(""), b""),
         (SnapshotCreate("a/b"), b""),
         (SnapshotCreate("a@b"), b""),
@@ -84,7 +99,7 @@ def test_a_large_value_is_referred_to() -> None:
         (SnapshotCreate("é" * (SNAPSHOT_NAME_MAX // 2 + 1)), b""),
     ],
 )
-def test_what_cannot_be_is_refused(op: Put | Delete | SnapshotCreate, payload: bytes) -> None:
+def test_what_cannot_be_is_refused(op: Change, payload: bytes) -> None:
     with pytest.raises(InvalidRequest):
         ask(op, payload)
 
@@ -92,6 +107,12 @@ def test_what_cannot_be_is_refused(op: Put | Delete | SnapshotCreate, payload: b
 def test_a_value_that_changed_on_its_way_is_refused() -> None:
     with pytest.raises(Corrupt):
         ask(put(b"value"), b"vaIue")
+
+
+def test_a_restore_becomes_its_record() -> None:
+    record, value = ask(Restore((b"k", b"l"), 5, (b"l", b"k")))
+    assert isinstance(record, RestoreRecord)
+    assert (record.keys, record.at, record.targets, value) == ((b"k", b"l"), 5, (b"l", b"k"), None)
 
 
 def test_a_snapshot_and_a_delete_become_their_records() -> None:

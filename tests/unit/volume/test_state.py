@@ -12,6 +12,7 @@ from blockstore.codec.journal_record import (
     EpochRecord,
     JournalRecord,
     PutRecord,
+    RestoreRecord,
     SnapshotDeleteRecord,
     SnapshotRecord,
 )
@@ -137,6 +138,61 @@ def test_a_snapshot_is_the_sequence_of_its_record_and_has_its_name_once(bench: B
     bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))
     assert not bench.state.retains(at)
     assert why(bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))) == "NotFound"
+
+
+def restore(bench: Bench, at: int, *keys: bytes, targets: tuple[bytes, ...] = ()) -> Result:
+    return bench.apply(RestoreRecord(bench.request(), 0, keys, at, targets))
+
+
+def sizes(bench: Bench, *keys: bytes) -> list[int]:
+    return [found.size for key in keys if (found := bench.state.map.find(key))]
+
+
+def test_a_restore_brings_back_what_a_snapshot_shows(bench: Bench) -> None:
+    bench.put(b"changed", size=10)
+    bench.put(b"deleted", size=20)
+    kept = sequence(bench.put(b"kept", size=1))
+    bench.snapshot("s")
+    at = bench.state.sequence
+    bench.put(b"changed", size=100)
+    bench.delete(b"deleted")
+    bench.put(b"added", size=200)
+    assert bench.live() == 331
+    done = sequence(restore(bench, at, b"added", b"changed", b"deleted", b"kept", b"never"))
+    assert sizes(bench, b"added", b"changed", b"deleted", b"kept") == [10, 20, 1]
+    assert bench.state.map.n_live == 3
+    untouched, changed = bench.state.map.find(b"kept"), bench.state.map.find(b"changed")
+    assert (untouched and untouched.sequence, changed and changed.sequence) == (kept, done)
+    assert bench.live() == 61, "10 and 20 are referred to twice now"
+    bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))
+    bench.state.purge(bench.state.map.keys_with_history())
+    assert bench.live() == 31
+
+
+def test_a_restore_elsewhere_leaves_the_source(bench: Bench) -> None:
+    bench.put(b"a", size=10)
+    bench.snapshot("s")
+    at = bench.state.sequence
+    bench.put(b"a", size=20)
+    bench.put(b"c", size=5)
+    restore(bench, at, b"a", b"b", targets=(b"b", b"c"))
+    assert sizes(bench, b"a", b"b", b"c") == [20, 10], "b was not there then, so c is not now"
+
+
+def test_a_restore_needs_its_snapshot_when_its_turn_comes(bench: Bench) -> None:
+    bench.put()
+    bench.snapshot("s")
+    at = bench.state.sequence
+    bench.delete()
+    record = RestoreRecord(bench.request(), 0, (b"k",), at)
+    first = bench.apply(record)
+    bench.delete()
+    assert bench.apply(record) == first, "a repetition is answered, not applied"
+    assert sizes(bench, b"k") == []
+    bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))
+    for gone in (at, 0):
+        assert why(restore(bench, gone, b"k")) == "NotFound"
+    assert sizes(bench, b"k") == []
 
 
 def test_a_volume_keeps_so_many_snapshots(bench: Bench) -> None:
