@@ -125,6 +125,13 @@ class CounterRecord(_Record, frozen=True, tag=8):
     next: int
 
 
+class DeletedVolumeRecord(_Record, frozen=True, tag=9):
+    """Key `deleted/<id>`: nodes give its fragments' space back whenever they learn it. Kept for ever."""
+
+    volume: VolumeId
+    name: str
+
+
 Record = (
     ClusterRecord
     | NodeRecord
@@ -134,6 +141,7 @@ Record = (
     | NameRecord
     | CredentialRecord
     | CounterRecord
+    | DeletedVolumeRecord
 )
 R = TypeVar("R", bound=Record)
 

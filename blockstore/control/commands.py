@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from blockstore.codec.control_record import (
     CounterRecord,
     CredentialRecord,
+    DeletedVolumeRecord,
     DiskRecord,
     NameRecord,
     NodeRecord,
@@ -29,6 +30,7 @@ from blockstore.control.views import (
     Views,
     counter_key,
     credential_key,
+    deleted_key,
     disk_key,
     name_key,
     node_key,
@@ -139,7 +141,8 @@ def create_volume(
 
 
 def delete_volume(views: Views, *, name: str, request: RequestId) -> Transaction:
-    """Its record and name go at once; its chunks are garbage from then on, since ids are never used again."""
+    """Its record and name go at once; its chunks are garbage from then on, since ids are never used again,
+    and every node deletes its fragments of them."""
     volume = views.volume_by_name(name)
     if volume is None:
         raise NotFound(f"volume {name!r}")
@@ -147,6 +150,7 @@ def delete_volume(views: Views, *, name: str, request: RequestId) -> Transaction
     draft.rely_on(name_key(name))  # not on the record: its owner may move the journal meanwhile
     draft.delete(name_key(name))
     draft.delete(volume_key(volume.volume))
+    draft.put(deleted_key(volume.volume), DeletedVolumeRecord(volume.volume, name))
     return draft.finish(request)
 
 

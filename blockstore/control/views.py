@@ -12,6 +12,7 @@ from blockstore.codec.control_record import (
     ClusterRecord,
     CounterRecord,
     CredentialRecord,
+    DeletedVolumeRecord,
     DiskRecord,
     NameRecord,
     NodeRecord,
@@ -43,6 +44,10 @@ def policy_key(text: str) -> str:
 
 def volume_key(volume: VolumeId) -> str:
     return f"volume/{volume:08d}"
+
+
+def deleted_key(volume: VolumeId) -> str:
+    return f"deleted/{volume:08d}"
 
 
 def name_key(name: str) -> str:
@@ -120,6 +125,9 @@ class Views:
 
     def volumes(self) -> tuple[VolumeRecord, ...]:
         return self._all("volume/", VolumeRecord)
+
+    def deleted_volumes(self) -> tuple[DeletedVolumeRecord, ...]:
+        return self._all("deleted/", DeletedVolumeRecord)
 
     def volumes_of(self, owner: NodeId) -> tuple[VolumeRecord, ...]:
         return tuple(volume for volume in self.volumes() if volume.owner == owner)

@@ -23,6 +23,7 @@ from blockstore.control.control_shell import Control
 from blockstore.control.health import NodeFacts
 from blockstore.daemon.doors import Admission, Doors, NodeBus
 from blockstore.daemon.node_directory import CONTROL, NodeFile
+from blockstore.daemon.reclaim_shell import reclaim
 from blockstore.errors import BlockStoreError, InvalidRequest, PermissionDenied, ProtocolViolation
 from blockstore.ids import ChunkId, DiskId, NodeId
 from blockstore.node.disk_shell import DiskShell, open_disk_shell
@@ -121,6 +122,7 @@ class Node:
         self._follow(nodes, bus)
         nursery.start_soon(self._keep_following, nodes, bus)
         nursery.start_soon(self._own_volumes)
+        nursery.start_soon(reclaim, self.control, self.disks)
         if doors.waits_for_state:
             # Until its one voter leads again, its copy of control lacks what was committed before it was
             # closed, and the program would be told that its buckets do not exist.

@@ -237,6 +237,10 @@ class DiskShell:
                 found.append(FragmentState(self.disk_id, chunk, 0, False, True))
         return tuple(found)
 
+    def chunks_of(self, volume: VolumeId) -> list[ChunkId]:
+        """Those of the volume that have a fragment here."""
+        return sorted(chunk for chunk in self._fragments if chunk.volume == volume)
+
     def list_fragments(self, after: ChunkId | None, limit: int) -> tuple[tuple[FragmentState, ...], bool]:
         """A page of states in order of chunk id, and whether it ends a complete inventory."""
         chunks = sorted(self._fragments if after is None else (c for c in self._fragments if c > after))

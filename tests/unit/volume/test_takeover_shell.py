@@ -14,7 +14,7 @@ from blockstore.ids import ChunkId, VolumeId
 from blockstore.node.disk_shell import DiskShell, OnStates
 from blockstore.volume.chunk_table import OPEN
 from blockstore.volume.journal_shell import JournalShell
-from tests.unit.volume.test_owner_shell import VOLUME, running
+from tests.node_harness import VOLUME, running
 
 
 async def test_an_owner_of_before_can_append_nothing_once_lengths_were_told(
