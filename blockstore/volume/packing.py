@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from blockstore.chunk.striping import piece_bytes_max, unit_of
 from blockstore.codec.journal_record import MovedRecord
@@ -45,10 +45,15 @@ Chosen = Sequence[tuple[ChunkId, ChunkEntry]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
-    """A version to be moved."""
+    """A value to be moved, and all versions of the key that are it: one that was restored has the bytes of
+    the one that it was restored from."""
 
     key: bytes
     version: StoredVersion
+    sequences: tuple[int, ...]
+
+    def moves(self, extents: tuple[Extent, ...]) -> Iterator[Move]:
+        return ((self.key, sequence, extents) for sequence in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ class Stripe:
             for item in items:
                 size, crc = item.version.size, item.version.crc
                 extent = Extent(written.chunk, offset, size, size, crc, index if is_shared else -1)
-                yield item.key, item.version.sequence, (extent,)
+                yield from item.moves((extent,))
                 offset += size
 
 
@@ -93,6 +98,16 @@ def choose_chunks(candidates: Chosen) -> Chosen:
             break
         chosen.append((chunk, entry))
     return chosen
+
+
+def items_of(found: Iterable[tuple[bytes, StoredVersion]]) -> Iterator[Item]:
+    """Values, from versions in the order of their keys."""
+    for key, of_key in groupby(found, lambda one: one[0]):
+        by_place: dict[tuple[Extent, ...], list[StoredVersion]] = {}
+        for _, version in of_key:
+            by_place.setdefault(version.extents, []).append(version)
+        for versions in by_place.values():
+            yield Item(key, versions[0], tuple(version.sequence for version in versions))
 
 
 def plan(items: Iterable[Item], k: int) -> tuple[list[Stripe], list[Item]]:

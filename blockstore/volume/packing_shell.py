@@ -17,7 +17,7 @@ from blockstore.codec.messages import Extent
 from blockstore.config import OPERATION_SECONDS
 from blockstore.errors import BlockStoreError
 from blockstore.ids import ChunkId
-from blockstore.volume.packing import Chosen, Item, Move, Stripe, plan, records_of
+from blockstore.volume.packing import Chosen, Item, Move, Stripe, items_of, plan, records_of
 from blockstore.volume.state import VolumeState
 from blockstore.volume.world import World
 
@@ -60,7 +60,7 @@ class Packer:
             items: list[Item] = []
             while len(items) < ITEMS_MAX:
                 found, start = self._state.map.placed_in(chunks, start, KEYS_AT_ONCE)
-                items += [Item(key, version) for key, version in found]
+                items += items_of(found)
                 await trio.lowlevel.checkpoint()
                 if not start:
                     break
@@ -113,7 +113,7 @@ class Packer:
             if data is None:
                 return  # what was written of it is garbage
             extents += await self._write(data)
-        await self._commit_moves([(item.key, item.version.sequence, tuple(extents))])
+        await self._commit_moves(list(item.moves(tuple(extents))))
 
     async def _read(self, wanted: Sequence[tuple[Item, tuple[Extent, ...]]]) -> list[bytes | None]:
         """Their bytes; None for what was replaced meanwhile, and for what cannot be read now."""

@@ -14,7 +14,7 @@ from blockstore.codec.run_file import StoredVersion
 from blockstore.config import APPEND_BYTES_MAX, SHARD_UNIT_BYTES
 from blockstore.ids import ChunkId, DiskId, KiB, MiB, SessionId, VolumeId
 from blockstore.volume.chunk_table import DATA, JOURNAL, PACKED, ChunkEntry
-from blockstore.volume.packing import Item, choose_chunks, plan, records_of
+from blockstore.volume.packing import Item, choose_chunks, items_of, plan, records_of
 
 OLD, NEW = ChunkId(VolumeId(7), 1, 1), ChunkId(VolumeId(7), 1, 2)
 
@@ -23,7 +23,7 @@ def item(number: int, size: int) -> Item:
     value = random.Random(number).randbytes(size)
     crc = crc32c(value)
     extents = (Extent(OLD, number, size, size, crc),)
-    return Item(b"%06d" % number, StoredVersion(number + 1, b"", size, crc, extents))
+    return Item(b"%06d" % number, StoredVersion(number + 1, b"", size, crc, extents), (number + 1,))
 
 
 def value_of(one: Item) -> bytes:
@@ -83,6 +83,19 @@ def test_copies_lie_one_behind_the_other_without_a_gap() -> None:
     assert not alone
     assert all(stripe.unit == sum(one.version.size for one in stripe.items) for stripe in stripes)
     assert max(stripe.unit for stripe in stripes) <= APPEND_BYTES_MAX
+
+
+def test_a_restored_version_moves_with_the_one_whose_bytes_it_has() -> None:
+    one, other = item(1, 100).version, item(2, 200).version
+    restored = StoredVersion(9, one.meta, one.size, one.crc, one.extents)
+    first, second, third = items_of([(b"a", restored), (b"a", other), (b"a", one), (b"b", other)])
+    assert (first.key, first.sequences) == (b"a", (9, one.sequence))
+    assert (second.key, second.sequences) == (b"a", (other.sequence,))
+    assert third.key == b"b"
+    (stripe,), _ = plan([first, second, third], 1)
+    moves = list(stripe.moves(Extent(NEW, 0, 500, 500, 0)))
+    assert [(key, sequence) for key, sequence, _ in moves] == [(b"a", 9), (b"a", 2), (b"a", 3), (b"b", 3)]
+    assert moves[0][2] == moves[1][2]
 
 
 def entry(purpose: str, stored: int, live: int) -> ChunkEntry:
