@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tests.mutants.patch import PATCHES, Stale, load_mutants
@@ -15,6 +16,7 @@ from tests.mutants.trial import (
     failing_without_a_bug,
     failures,
     median_seconds,
+    survivors,
     try_mutant,
 )
 
@@ -24,6 +26,11 @@ def main(arguments: Sequence[str], root: Path = ROOT, patches: Path = PATCHES) -
     parser.add_argument("names", nargs="*", metavar="NAME", help="a file in patches/; default: all of them")
     parser.add_argument("--all", action="store_true", help="try the whole default suite on survivors")
     parser.add_argument("--table", action="store_true", help="print a table for docs/design/proof.md as well")
+    parser.add_argument(
+        "--simulations",
+        action="store_true",
+        help="instead of the cheapest check, the simulated seeds that a bug names",
+    )
     asked = parser.parse_args(arguments)
     try:
         mutants = load_mutants(patches)
@@ -35,6 +42,8 @@ def main(arguments: Sequence[str], root: Path = ROOT, patches: Path = PATCHES) -
         print(f"There is no {', '.join(sorted(unknown)) or 'bug'} in {patches}.")
         return 2
     chosen = [mutant for mutant in mutants if not asked.names or mutant.name in asked.names]
+    if asked.simulations:
+        chosen = [replace(mutant, killers=mutant.simulations) for mutant in chosen if mutant.simulations]
     with copy_of(root) as copy:
         wrong = failing_without_a_bug((killer for mutant in chosen for killer in mutant.killers), copy)
         if wrong:
@@ -47,7 +56,7 @@ def main(arguments: Sequence[str], root: Path = ROOT, patches: Path = PATCHES) -
     print(_summary(trials))
     if asked.table:
         print(_table(trials))
-    problems = failures(trials)
+    problems = survivors(trials) if asked.simulations else failures(trials)
     for problem in problems:
         print(problem)
     return 1 if problems else 0

@@ -8,6 +8,7 @@ that is passed over.
     # killer: tests/unit/...py::test_...            a check of the default run
     # killer: python -m tests.simulation.cores ...  the same as a command
     # soak killer: ...                              one that only the long runs make
+    # simulation: python -m tests.simulation ...    seeds that find it as well, if there are some
     --- a/blockstore/...
     +++ b/blockstore/...
     @@ -1,7 +1,7 @@
@@ -22,6 +23,7 @@ from pathlib import Path
 PATCHES = Path(__file__).parent / "patches"
 _KILLER = "# killer: "
 _SOAK_KILLER = "# soak killer: "
+_SIMULATION = "# simulation: "
 
 
 class Stale(Exception):
@@ -52,6 +54,7 @@ class Mutant:
     name: str
     bug: str
     killers: tuple[Killer, ...]
+    simulations: tuple[Killer, ...]
     hunks: tuple[Hunk, ...]
 
     def apply(self, source: Mapping[str, str]) -> dict[str, str]:
@@ -81,16 +84,17 @@ def parse(name: str, text: str) -> Mutant:
     """Raises Stale."""
     lines = text.splitlines(keepends=True)
     comments = [line.rstrip("\n") for line in lines if line.startswith("# ")]
-    killers = [
-        Killer(comment.removeprefix(start), in_test)
-        for comment in comments
-        for start, in_test in ((_KILLER, True), (_SOAK_KILLER, False))
-        if comment.startswith(start)
-    ]
-    if not comments or comments[0].startswith((_KILLER, _SOAK_KILLER)) or not killers:
+    killers = _named(comments, _KILLER, True) + _named(comments, _SOAK_KILLER, False)
+    simulations = _named(comments, _SIMULATION, True)
+    if not comments or comments[0].startswith((_KILLER, _SOAK_KILLER, _SIMULATION)) or not killers:
         raise Stale(f"{name}: its first comment says what the bug is, the next ones what kills it")
     hunks = _hunks(name, lines)
-    return Mutant(name, comments[0].removeprefix("# "), tuple(killers), hunks)
+    return Mutant(name, comments[0].removeprefix("# "), killers, simulations, hunks)
+
+
+def _named(comments: list[str], start: str, in_test: bool) -> tuple[Killer, ...]:
+    checks = [comment.removeprefix(start) for comment in comments if comment.startswith(start)]
+    return tuple(Killer(check, in_test) for check in checks)
 
 
 def _hunks(name: str, lines: list[str]) -> tuple[Hunk, ...]:

@@ -4,6 +4,7 @@ check does."""
 from __future__ import annotations
 
 import ast
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,11 +27,15 @@ def test_there_are_enough_and_most_are_for_the_default_run() -> None:
 def test_it_fits_the_source_and_names_checks_that_exist(mutant: Mutant) -> None:
     for path, content in mutant.apply(read_source(ROOT, mutant)).items():
         ast.parse(content, path)
-    for killer in mutant.killers:
+    for killer in (*mutant.killers, *mutant.simulations):
         if killer.is_pytest:
             path, _, name = killer.text.partition("::")
             test = name.partition("[")[0].rpartition("::")[2]
             assert test in (ROOT / path).read_text(), killer.text
+        else:
+            python, option, module, *_ = killer.text.split()
+            assert (python, option) == ("python", "-m")
+            assert find_spec(module) is not None, killer.text
 
 
 # --- the runner, on a project of one line

@@ -144,9 +144,13 @@ def _write(copy: Path, contents: Mapping[str, str]) -> None:
             stale.unlink()
 
 
+def survivors(trials: Sequence[Trial]) -> list[str]:
+    return [f"{trial.mutant.name} survived. {trial.problem}".strip() for trial in trials if not trial.killer]
+
+
 def failures(trials: Sequence[Trial]) -> list[str]:
     """What is not as it should be, of the bugs tried."""
-    wrong = [f"{trial.mutant.name} survived. {trial.problem}".strip() for trial in trials if not trial.killer]
+    wrong = survivors(trials)
     in_test = sum(trial.killer is not None and trial.killer.in_test for trial in trials)
     if in_test < IN_TEST_MIN * len(trials):
         wrong.append(f"`make test` notices {in_test} of {len(trials)}; {IN_TEST_MIN:.0%} are wanted.")

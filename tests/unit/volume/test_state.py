@@ -11,6 +11,7 @@ from blockstore.codec.journal_record import (
     DeleteRecord,
     EpochRecord,
     JournalRecord,
+    MovedRecord,
     PutRecord,
     RestoreRecord,
     SnapshotDeleteRecord,
@@ -124,6 +125,36 @@ def test_live_bytes_follow_overwriting_deleting_snapshots_and_purges(bench: Benc
     assert bench.state.history_to_purge
     bench.state.purge(bench.state.map.keys_with_history())
     assert bench.live() == 0
+
+
+def test_a_move_says_where_the_bytes_of_one_version_are_now(bench: Bench) -> None:
+    bench.grant()
+    first = sequence(bench.put(size=10))
+    bench.snapshot("s")
+    second = sequence(bench.put(size=20))
+    to = (Extent(DATA, 0, 10, 10, 0),)
+    bench.apply(MovedRecord(((b"k", first, to),)))
+    old, new = bench.state.map.find(b"k", second - 1), bench.state.map.find(b"k")
+    assert old is not None
+    assert new is not None
+    assert (old.sequence, old.extents) == (first, to)
+    assert (new.sequence, new.extents[0].chunk) == (second, JOURNAL)
+    assert (bench.live(JOURNAL), bench.live(DATA)) == (20, 10)
+
+
+def test_a_move_of_what_was_replaced_or_deleted_meanwhile_says_nothing(bench: Bench) -> None:
+    bench.grant()
+    first = sequence(bench.put(size=10))
+    bench.put(size=20)
+    bench.apply(MovedRecord(((b"k", first, (Extent(DATA, 0, 10, 10, 0),)),)))
+    version = bench.state.map.find(b"k")
+    assert version is not None
+    assert version.extents[0].chunk == JOURNAL
+    assert (bench.live(JOURNAL), bench.live(DATA)) == (20, 0)
+    bench.delete()
+    bench.apply(MovedRecord(((b"k", version.sequence, (Extent(DATA, 0, 20, 20, 0),)),)))
+    assert bench.state.map.find(b"k") is None
+    assert (bench.live(JOURNAL), bench.live(DATA)) == (0, 0)
 
 
 def test_a_snapshot_is_the_sequence_of_its_record_and_has_its_name_once(bench: Bench) -> None:
