@@ -3,12 +3,13 @@
 Pure but for reading the configuration file. In this order: what the caller said, the environment (BLOCKSTORE,
 BLOCKSTORE_CREDENTIALS), `~/.config/blockstore/config.toml` with the keys `store` and `credentials`. A
 location is a directory (an embedded store; several directories are several disks) or
-`tcp://host:port[,host:port…]`.
+`tcp://host:port[,host:port…]`. A variable or key that means nothing is refused, not passed over.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from blockstore.errors import InvalidRequest
 from blockstore.runtime.interfaces import Address
 
 DEFAULT_PORT = 7440
+VARIABLES = ("BLOCKSTORE_CREDENTIALS", "BLOCKSTORE_LOG")
+_OF_KUBERNETES = re.compile(r"BLOCKSTORE_(SERVICE|PORT)(_|$)")
+"""What it sets in every container beside a service that is called blockstore."""
 
 PathLike = str | os.PathLike[str]
 
@@ -45,6 +49,7 @@ def resolve(
     """What is meant; InvalidRequest says what is wrong with it, or how to say it."""
     config: dict[str, str] | None = None
     if location is None:
+        _check_environment(environment)
         location = environment.get("BLOCKSTORE", "")
         if not location:
             config = read_config(environment)
@@ -66,6 +71,16 @@ def resolve(
         config = read_config(environment) if config is None else config
         credentials = config.get("credentials") or None
     return Cluster(seeds, None if credentials is None else os.path.expanduser(credentials))
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    """A misspelled variable must not be passed over, least of all by using another store."""
+    for name in environment:
+        if name.startswith("BLOCKSTORE_") and name not in VARIABLES and not _OF_KUBERNETES.match(name):
+            raise InvalidRequest(
+                f"The environment has {name}, which means nothing; BLOCKSTORE and "
+                f"{' and '.join(VARIABLES)} do. Unset it, or say which store on the command line."
+            )
 
 
 def parse_seeds(text: str) -> tuple[Address, ...]:

@@ -17,7 +17,7 @@ import trio
 from blockstore.daemon.node_directory import NodeDirectory
 from blockstore.daemon.node_shell import open_node
 from blockstore.daemon.real_doors_shell import DaemonDoors
-from blockstore.errors import NotAStore
+from blockstore.errors import InvalidRequest, NotAStore
 from blockstore.ids import MiB
 
 DESCRIPTORS_WANTED = 16_384
@@ -35,8 +35,11 @@ def run_node(directory: Path, *, ready_json: bool = False) -> None:
 
     Logs go to stderr. With `ready_json`, one line on stdout says when it takes requests:
     `{"node": …, "pid": …, "address": …}`."""
+    level = os.environ.get("BLOCKSTORE_LOG", "INFO")
+    if level not in logging.getLevelNamesMapping():
+        raise InvalidRequest(f"BLOCKSTORE_LOG is {level!r}; it may be DEBUG, INFO, WARNING or ERROR.")
     logging.basicConfig(
-        level=os.environ.get("BLOCKSTORE_LOG", "INFO"),
+        level=level,
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )

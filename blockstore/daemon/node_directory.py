@@ -101,11 +101,16 @@ class NodeDirectory:
             file.flush()
             os.fsync(file.fileno())
         part.replace(self.path / "node.json")
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_directory(self.path)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in it durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def host_id() -> str:

@@ -34,6 +34,7 @@ from blockstore.daemon.node_directory import (
     NodeFile,
     host_id,
     parse_listen,
+    sync_directory,
 )
 from blockstore.errors import (
     AddressInUse,
@@ -299,9 +300,10 @@ class _Places:
                     why = "is not empty" if path.is_dir() else "is not a directory"
                     raise NotAStore(str(path), f"it {why}; a node is made in an empty or missing directory")
             for path in (self.node.path, self.node.control, *self.disks):
-                if not path.exists():
-                    path.mkdir(parents=True)
-                    self._made.append(path)
+                for folder in reversed((path, *path.parents)):
+                    if not folder.exists():
+                        folder.mkdir()
+                        self._made.append(folder)
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -366,6 +368,9 @@ class _Places:
                 format_disk(disk, disk_id, cluster)
 
     def finish(self, facts: NodeFile) -> None:
+        """Every name that leads to the node is durable before the file that makes it one."""
+        for folder in dict.fromkeys(path.parent for path in self._made):
+            sync_directory(folder)
         self.node.write(facts)
 
 

@@ -208,6 +208,9 @@ class DiskShell:
             self._on_event(code, f"disk {self.disk_id}: {text}")
 
     def _on_error(self, error: BlockStoreError) -> None:
+        if isinstance(error, Busy):
+            self._tell("out-of-descriptors", str(error))
+            return
         if not isinstance(error, NoSpace):
             self.suspect = True
         self._tell("disk-failed", str(error))
@@ -528,7 +531,7 @@ class DiskShell:
             if left == 0:
                 repeated = self._deleting.pop(chunk)
                 if failed is not None:
-                    if fragment is not None and fragment.failed is not None:
+                    if fragment is not None and (fragment.failed is not None or isinstance(failed, Busy)):
                         self._fragments[chunk] = fragment  # still here, for all that we know
                     on_done(failed)
                 else:
@@ -555,7 +558,8 @@ class DiskShell:
         try:
             file = self._slots.file(fragment.slot)
         except BlockStoreError as error:
-            self._fail(fragment, error)
+            if not isinstance(error, Busy):
+                self._fail(fragment, error)
             on_done(error)
             return
         free = fragment.free()

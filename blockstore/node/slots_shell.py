@@ -12,7 +12,7 @@ from functools import partial
 
 from blockstore.codec.fragment_file import Header, State, encode_header, file_bytes
 from blockstore.config import CHUNK_BYTES_MAX
-from blockstore.errors import BlockStoreError, DiskFailed, NoSpace
+from blockstore.errors import BlockStoreError, Busy, DiskFailed, NoSpace
 from blockstore.ids import DiskId
 from blockstore.node.slots import Slots, slot_bytes_for
 from blockstore.runtime.interfaces import Disk, File, Write
@@ -59,11 +59,25 @@ class SlotShell:
             return file
         if self._closed:
             raise DiskFailed(self._disk.path, "it is being closed")
-        file = files[slot] = self._disk.open(file_name(slot))
+        try:
+            file = self._disk.open(file_name(slot))
+        except Busy:  # no descriptor is left: give up some of ours
+            if not self._close_half():
+                raise
+            file = self._disk.open(file_name(slot))
+        files[slot] = file
         if len(files) > FILES_OPEN_MAX:
             _, oldest = files.popitem(last=False)
             oldest.close()
         return file
+
+    def _close_half(self) -> bool:
+        """Close those not used for longest; False if there are none."""
+        n = (len(self._files) + 1) // 2
+        for _ in range(n):
+            _, oldest = self._files.popitem(last=False)
+            oldest.close()
+        return n > 0
 
     def drop(self, slot: int) -> None:
         """Close the handle; an error on it is final."""
@@ -121,7 +135,10 @@ class SlotShell:
     def _on_file(self, slot: int, size: int, outcome: File | BlockStoreError) -> None:
         if isinstance(outcome, BlockStoreError):
             self.slots.made(size)
-            self._on_refused(size, outcome)
+            if isinstance(outcome, Busy) and self._close_half():
+                self._make(size)
+            else:
+                self._on_refused(size, outcome)
             return
         if self._closed:
             outcome.close()  # the next start finds a slot that was never used

@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from blockstore.errors import BlockStoreError, DiskFailed, NoSpace, NotFound, StoreLocked, of_path
+from blockstore.errors import BlockStoreError, Busy, DiskFailed, NoSpace, NotFound, StoreLocked, of_path
 from blockstore.runtime.interfaces import Buffer, File, Write
 
 T = TypeVar("T")
@@ -114,6 +114,8 @@ def _sync_file_system(fd: int) -> None:
 def _translate(error: OSError, where: str) -> BlockStoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(where)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return Busy("the table of open files")  # no word about the disk
     return DiskFailed(where, error.strerror or str(error))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from random import Random
 import pytest
 import trio
 
-from blockstore.errors import BlockStoreError, DiskFailed, NoSpace, NotFound, StoreLocked
+from blockstore.errors import BlockStoreError, Busy, DiskFailed, NoSpace, NotFound, StoreLocked
 from blockstore.ids import KiB, MiB
 from blockstore.runtime.interfaces import Disk, File, Write
 from blockstore.runtime.real_clock import RealClock
@@ -142,6 +143,19 @@ async def test_closing_waits_for_what_was_submitted(disk: Disk) -> None:
     assert await read(again, 19 * KiB, KiB) == bytes([20]) * KiB
     assert isinstance(await written(file, Write(0, (b"x",))), DiskFailed)
     again.close()
+
+
+async def test_a_table_of_files_that_is_full_is_no_fault_of_the_disk(tmp_path: Path) -> None:
+    async with open_real_disk(tmp_path) as disk:
+        disk.open("file", 4 * KiB).close()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with pytest.raises(Busy, match="open files"):
+                disk.open("file")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        disk.open("file").close()
 
 
 async def test_blocking_reads_and_writes_for_start_up(disk: Disk) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import blockstore
+from blockstore.daemon import setup
 from blockstore.daemon.local_cluster import LocalCluster, free_ports
 from blockstore_cli import main
 from blockstore_cli.dev import wait_until_settled
@@ -135,3 +137,39 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path, capsys: pytest.Ca
     Path(made["credentials"]).chmod(0o644)
     told = refused(capsys, 77, "ls", "--store", made["store"], "--credentials", made["credentials"])
     assert "chmod" in told
+
+
+def test_the_names_that_lead_to_a_new_store_are_durable_before_it_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = list[Path]()
+    fsync, replace = os.fsync, Path.replace
+
+    def watch_fsync(fd: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(fd)
+
+    def watch_replace(path: Path, target: Path) -> Path:
+        assert target.name == "node.json"
+        for folder in (
+            tmp_path,
+            tmp_path / "a",
+            tmp_path / "a" / "b",
+            target.parent,
+            target.parent / "disk-1",
+        ):
+            assert folder in synced, folder
+        synced.clear()
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", watch_fsync)
+    monkeypatch.setattr(Path, "replace", watch_replace)
+    setup.init_embedded([tmp_path / "a" / "b" / "store"])
+    assert synced == [tmp_path / "a" / "b" / "store"], "and so is the file's own name"
+
+
+def test_a_log_level_that_is_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLOCKSTORE_LOG", "LOUD")
+    assert "'LOUD'" in refused(capsys, 64, "node", "start", tmp_path)

@@ -100,6 +100,15 @@ def test_a_wrong_configuration_is_named(
         resolve(None, None, environment)
 
 
+def test_a_misspelled_variable_is_named(environment: dict[str, str]) -> None:
+    environment |= {"BLOCKSTORE": "tcp://a:1", "BLOCKSTORE_PORT": "tcp://10.0.0.1:7440", "BLOCKSTORES": "x"}
+    environment["BLOCKSTORE_SERVICE_HOST"] = "10.0.0.1"
+    assert resolve(None, None, environment) == Cluster((Address("a", 1),), None)
+    environment["BLOCKSTORE_CREDENTIAL"] = "key.pem"
+    with pytest.raises(InvalidRequest, match="BLOCKSTORE_CREDENTIAL, which means nothing"):
+        resolve(None, None, environment)
+
+
 def test_a_store_is_made_only_where_nothing_else_is(tmp_path: Path) -> None:
     place = Directories((tmp_path / "new",))
     check_directories(place, create=True)

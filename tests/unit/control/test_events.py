@@ -33,7 +33,22 @@ def test_a_reader_from_before_a_restart_is_not_ahead() -> None:
     last = [before.add(NodeId(1), 0.0, "x", "") for _ in range(50)][-1]
     after = EventLog(NodeId(1), started_wall=101.0)
     event = after.add(NodeId(1), 0.0, "x", "")
-    assert after.after(last.number).events == (event,)
+    assert after.has_after(last.number)
+    note, told = after.after(last.number).events
+    assert (note.code, told) == ("events-missed", event)
+    assert after.after(event.number).events == ()
+
+
+def test_a_reader_that_comes_from_another_node_is_not_left_in_silence() -> None:
+    here, there = EventLog(NodeId(1), started_wall=100.0), EventLog(NodeId(2), started_wall=200.0)
+    seen = there.add(NodeId(2), 200.0, "x", "").number
+    assert here.has_after(seen), "numbers of another node are higher, and mean nothing here"
+    page = here.after(seen)
+    assert [event.code for event in page.events] == ["events-missed"]
+    event = here.add(NodeId(1), 201.0, "y", "")
+    assert here.has_after(page.next)
+    assert here.after(page.next).events == (event,)
+    assert [event.code for event in there.after(event.number).events] == ["events-missed", "x"]
 
 
 def test_an_event_has_a_bound() -> None:

@@ -746,6 +746,37 @@ def test_a_file_that_cannot_be_opened_changes_nothing(bench: Bench, monkeypatch:
     assert bench.read(A, 0, 10) == SOME[:10]
 
 
+def test_when_no_descriptor_is_left_files_are_closed_and_the_disk_is_not_blamed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = [chunk(number) for number in range(1, 12)]
+    n_files = 4
+    open_file = bench.disk.open
+
+    def open_if_one_is_left(name: str, size: int | None = None) -> File:
+        if len(bench.shell._slots._files) >= n_files:
+            raise Busy("the table of open files")
+        return open_file(name, size)
+
+    monkeypatch.setattr(bench.disk, "open", open_if_one_is_left)
+    for _ in range(2):
+        for each in chunks:
+            offset = 0 if bench.state(each) is None else 1000
+            assert bench.appended(each, offset, SOME[:1000]) == offset + 1000
+    for each in chunks:
+        assert bench.sealed(each, 2000) is None
+        assert bench.read(each, 500, 1000) == SOME[500:1000] + SOME[:500]
+    n_files = 0
+    assert isinstance(bench.deleted(A), Busy)
+    assert isinstance(bench.read(B, 0, 10), Busy)
+    assert not bench.shell.suspect
+    n_files = 4
+    assert bench.deleted(A) is None
+    assert bench.read(B, 0, 10) == SOME[:10]
+    bench.restart()
+    assert bench.state(A) is None
+
+
 def test_a_strange_disk_is_refused(bench: Bench) -> None:
     with pytest.raises(AlreadyExists):
         format_disk(bench.disk, DISK, CLUSTER)
