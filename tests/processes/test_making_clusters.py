@@ -173,3 +173,12 @@ def test_a_log_level_that_is_none_is_refused(
 ) -> None:
     monkeypatch.setenv("BLOCKSTORE_LOG", "LOUD")
     assert "'LOUD'" in refused(capsys, 64, "node", "start", tmp_path)
+
+
+def test_a_node_file_with_an_unknown_key_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init(capsys, tmp_path / "1", "--listen", f"127.0.0.1:{free_ports(2)}")
+    file = tmp_path / "1" / "node.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_memory": "2G"}))
+    assert "max_memory" in refused(capsys, 66, "node", "start", tmp_path / "1")

@@ -382,3 +382,46 @@ def test_pages_fold_prefixes_and_go_on_where_the_last_one_ended() -> None:
                     if not start:
                         break
                 assert again == expected
+
+
+def test_a_listing_keeps_all_of_its_conditions_at_once() -> None:
+    """Prefix, folding, snapshot, size of the page, and the place to go on, in every combination."""
+    state = VolumeState(VOLUME)
+    rng = random.Random(2)
+    names = [b"/".join(rng.choice([b"a", b"ab", b"b", b"\xff"]) for _ in range(n % 4 + 1)) for n in range(80)]
+    now: dict[bytes, int] = {}
+    moments: dict[int, dict[bytes, int]] = {}
+    for sequence in range(1, 290):
+        request, name = RequestId(SessionId(1), sequence), rng.choice(names)
+        record: PutRecord | DeleteRecord | SnapshotRecord
+        if sequence % 60 == 0:
+            record = SnapshotRecord(request, 0, f"s{sequence}", 0.0)
+            moments[sequence] = dict(now)
+        elif name in now and rng.random() < 0.5:
+            record = DeleteRecord(request, 0, name, ANY)
+            del now[name]
+        else:
+            record = PutRecord(request, 0, name, b"", 0, 0, ANY, True)
+            now[name] = sequence
+        state.apply(record, sequence, ChunkId(VOLUME, 1, 1), 0)
+    moments[0] = now
+    assert len({tuple(moment) for moment in moments.values()}) == len(moments) == 5
+    for at, moment in moments.items():
+        for prefix in (b"", b"a", b"a/", b"ab/b", b"\xff"):
+            for delimiter in (b"", b"/", b"b/"):
+                expected: dict[bytes, int] = {}
+                for name in sorted(moment):
+                    if name.startswith(prefix):
+                        cut = name.find(delimiter, len(prefix)) if delimiter else -1
+                        shown = name if cut < 0 else name[: cut + len(delimiter)]
+                        expected.setdefault(shown, moment[name] if cut < 0 else 0)
+                every = list(expected)
+                for limit in (1, 2, 7, 1000):
+                    for place in range(len(every) + 1):
+                        after = every[place - 1] if place else b""
+                        page, rest = state.map.page(prefix, after, delimiter, limit, at)
+                        wanted = every[place : place + limit]
+                        assert [(entry.key, entry.sequence) for entry in page] == [
+                            (key, expected[key]) for key in wanted
+                        ]
+                        assert bool(rest) == (place + limit < len(every))
