@@ -25,6 +25,7 @@ from blockstore.errors import (
     DiskFailed,
     InvalidRequest,
     NotLeader,
+    ProtocolViolation,
     QuorumLost,
     Unavailable,
 )
@@ -274,6 +275,31 @@ async def test_a_member_far_behind_fetches_a_snapshot(
         member = await group.start(NodeId(3))
         assert len(member.commands) > 80
         await eventually(lambda: member.commands == [*expected, b"z"])
+
+
+async def test_a_snapshot_that_could_not_be_fetched_is_asked_for_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raft_shell, "RAFT_SNAPSHOT_ENTRIES", 20)
+    monkeypatch.setattr(raft_shell, "RAFT_TRAILING_ENTRIES", 5)
+    failures: list[BlockStoreError] = []
+    current_snapshot = RaftNode.current_snapshot
+
+    def fail_first(node: RaftNode) -> tuple[int, int, bytes]:
+        if failures:
+            raise failures.pop()
+        return current_snapshot(node)
+
+    monkeypatch.setattr(RaftNode, "current_snapshot", fail_first)
+    async with group_of(3) as group:
+        await group.propose(b"a")
+        group.stop(NodeId(3))
+        for n in range(100):
+            await group.propose(b"%d" % n)
+        failures += [Unavailable("gone"), ProtocolViolation("nonsense")]
+        member = await group.start(NodeId(3))
+        await eventually(lambda: len(member.commands) == 101)
+        assert not failures
 
 
 async def test_a_member_with_a_damaged_log_is_healed_by_the_leader(

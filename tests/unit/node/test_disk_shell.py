@@ -26,7 +26,7 @@ from blockstore.errors import (
     UnknownFormat,
 )
 from blockstore.ids import ChunkId, DiskId, KiB, MiB
-from blockstore.node import disk_shell, slots_shell
+from blockstore.node import disk_shell, fence_shell, slots_shell
 from blockstore.node.disk_shell import DiskShell, format_disk
 from blockstore.runtime.interfaces import File
 from tests.unit.node.disks import CLUSTER, DISK, SPEC, VOLUME, Bench, bytes_for, chunk
@@ -272,6 +272,24 @@ def test_a_fence_that_cannot_be_remembered_still_waits_for_what_is_under_way(ben
     bench.disk.settle()
     assert told == [100_000], "the append's outcome was known when the fence was answered"
     assert isinstance(bench.fenced(1, A), StaleEpoch), "refused, as long as the process lives"
+
+
+def test_a_file_of_fences_that_cannot_be_rewritten_ends_all_writing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fence_shell, "RECORDS_MAX", 5)
+    bench.appended(A, 0, SOME)
+    bench.disk.settle()
+    bench.disk.inject("write", DiskFailed("sim", "EIO"), "fences-0")
+    outcomes = [bench.fenced(epoch, A) for epoch in range(2, 9)]
+    assert isinstance(outcomes[0], tuple)
+    assert isinstance(outcomes[-1], DiskFailed)
+    assert bench.shell.suspect
+    assert isinstance(bench.appended(A, 50_000, b"x", epoch=9), DiskFailed)
+    assert bench.read(A, 0, 100) == SOME[:100]
+    told = [epoch for epoch, outcome in enumerate(outcomes, 2) if isinstance(outcome, tuple)]
+    bench.restart()
+    assert isinstance(bench.fenced(max(told) - 1, A), StaleEpoch), "what was told is remembered"
 
 
 # --- sealing
