@@ -84,6 +84,16 @@ class PreconditionFailed(BlockStoreError):
     next_step = "Read the object again and decide anew."
 
 
+class SnapshotHeld(BlockStoreError):
+    """Somebody holds it against deletion; nothing was changed. Fields: what is held, as words."""
+
+    exit_code = 65
+    next_step = "Release it if it may go: `blockstore snapshot release BUCKET SNAPSHOT`."
+
+    def __str__(self) -> str:
+        return f"{self.fields[0]} is held, so it cannot be deleted."
+
+
 class NotAStore(BlockStoreError):
     """Fields: the location, and why it is not a store."""
 

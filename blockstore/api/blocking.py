@@ -120,9 +120,12 @@ class Store:
         """All of them, by name: with `name`, `policy`, `owner` and `epoch`."""
         return self._bridge.run(lambda store: store.buckets(timeout=timeout))
 
-    def delete_bucket(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
-        """Delete a bucket with all its objects and snapshots. NotFound."""
-        self._bridge.run(lambda store: store.delete_bucket(name, timeout=timeout))
+    def delete_bucket(
+        self, name: str, *, even_held: bool = False, timeout: float = OPERATION_SECONDS
+    ) -> None:
+        """Delete a bucket with all its objects and snapshots. NotFound, or SnapshotHeld when one of them is
+        held. With `even_held` its owner is not asked about that, and need not be there."""
+        self._bridge.run(lambda store: store.delete_bucket(name, even_held=even_held, timeout=timeout))
 
     def status(self, *, timeout: float = OPERATION_SECONDS) -> Status:
         """One sentence about the data, then facts."""
@@ -222,6 +225,7 @@ class Snapshot(Reading):
         self.name = record.name
         self.sequence = record.sequence
         self.created = record.created  # wall clock, seconds since 1970
+        self.held = record.held  # when this was asked: it could not be deleted
         self._names: tuple[str, list[str]] | None = None  # below a prefix: they never change
 
     def samples(
@@ -357,8 +361,16 @@ class Bucket(Reading):
         it while it runs. A safety snapshot of now is taken first, and its name is in the answer."""
         return self._run(lambda bucket: bucket.rollback(snapshot, on_changes=on_changes, timeout=timeout))
 
+    def hold_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Snapshot:
+        """Let nobody delete a snapshot, nor its bucket, until it is released. May be repeated. NotFound."""
+        return self._snapshot(self._run(lambda bucket: bucket.hold_snapshot(name, timeout=timeout)))
+
+    def release_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Snapshot:
+        """Let a held snapshot be deleted again. May be repeated. NotFound."""
+        return self._snapshot(self._run(lambda bucket: bucket.release_snapshot(name, timeout=timeout)))
+
     def delete_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
-        """Give up a snapshot, and what only it still held. NotFound."""
+        """Give up a snapshot, and what only it still needed. NotFound, or SnapshotHeld."""
         self._run(lambda bucket: bucket.delete_snapshot(name, timeout=timeout))
 
     def facts(self, *, timeout: float = OPERATION_SECONDS) -> dict[str, int | float | str]:

@@ -32,13 +32,14 @@ from blockstore.codec.messages import (
     Delete,
     SnapshotCreate,
     SnapshotDelete,
+    SnapshotHold,
     SnapshotRecord,
     VolumeFacts,
     VolumeInfo,
     VolumeView,
 )
 from blockstore.config import INLINE_BYTES_MAX, OPERATION_SECONDS
-from blockstore.errors import InvalidRequest, NotFound, PreconditionFailed
+from blockstore.errors import InvalidRequest, NotFound, PreconditionFailed, SnapshotHeld
 from blockstore.kinds.bucket import (
     ObjectInfo,
     check_snapshot_name,
@@ -193,15 +194,37 @@ class Bucket(Reading):
             self._session, self._wall, plan, snapshot, dry_run=False, on_changes=on_changes, timeout=timeout
         )
 
+    async def hold_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Snapshot:
+        """Let nobody delete a snapshot, nor its bucket, until it is released. May be repeated. NotFound."""
+        return await self._hold(name, True, timeout)
+
+    async def release_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Snapshot:
+        """Let a held snapshot be deleted again. May be repeated. NotFound."""
+        return await self._hold(name, False, timeout)
+
+    async def _hold(self, name: str, held: bool, timeout: float) -> Snapshot:
+        check_snapshot_name(name)
+        try:
+            record = await self._session.ask(SnapshotHold(name, held), SnapshotRecord, timeout)
+        except NotFound as error:
+            raise self._no_snapshot(name, error) from None
+        return Snapshot(self._session, record)
+
     async def delete_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
-        """Give up a snapshot, and what only it still held. NotFound."""
+        """Give up a snapshot, and what only it still needed. NotFound, or SnapshotHeld."""
         check_snapshot_name(name)
         try:
             await self._session.change(SnapshotDelete(name), timeout)
         except NotFound as error:
-            if str(error.fields[0]).startswith("snapshot "):
-                raise NotFound(f"snapshot {name!r} of bucket {self.name!r}") from None
-            raise
+            raise self._no_snapshot(name, error) from None
+        except SnapshotHeld:
+            raise SnapshotHeld(f"Snapshot {name!r} of bucket {self.name!r}") from None
+
+    def _no_snapshot(self, name: str, error: NotFound) -> NotFound:
+        """A missing bucket stays what it is."""
+        if str(error.fields[0]).startswith("snapshot "):
+            return NotFound(f"snapshot {name!r} of bucket {self.name!r}")
+        return error
 
     async def facts(self, *, timeout: float = OPERATION_SECONDS) -> dict[str, int | float | str]:
         """Numbers about the bucket, by name: keys, bytes, chunks, … as its owner counts them."""

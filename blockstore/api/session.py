@@ -47,6 +47,7 @@ from blockstore.codec.messages import (
     Restore,
     SnapshotCreate,
     SnapshotDelete,
+    SnapshotHold,
     SnapshotList,
     VolumeCall,
     VolumeInfo,
@@ -102,6 +103,7 @@ Op = (
     | ListChanges
     | KeyHistory
     | Restore
+    | SnapshotHold
 )
 
 

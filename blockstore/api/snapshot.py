@@ -26,6 +26,7 @@ class Snapshot(Reading):
         self.name = record.name
         self.sequence = record.sequence
         self.created = record.created  # wall clock, seconds since 1970
+        self.held = record.held  # when this was asked: it could not be deleted
 
     @asynccontextmanager
     async def samples(

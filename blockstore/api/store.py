@@ -12,6 +12,7 @@ from typing import Self, TypeVar
 
 from blockstore.api.bucket import Bucket
 from blockstore.api.cluster import ClusterSession, unexpected
+from blockstore.api.history import fetch_snapshots
 from blockstore.api.session import VolumeSession
 from blockstore.api.value_source import Offload
 from blockstore.codec.messages import (
@@ -35,7 +36,7 @@ from blockstore.codec.messages import (
     WireMessage,
 )
 from blockstore.config import OPERATION_SECONDS
-from blockstore.errors import InvalidRequest, NotFound
+from blockstore.errors import InvalidRequest, NotFound, SnapshotHeld
 from blockstore.kinds.bucket import check_bucket_name
 
 KIND = "bucket"
@@ -110,11 +111,19 @@ class Store:
         volumes = (await self._control(ListVolumes(KIND), Volumes, timeout)).volumes
         return sorted(volumes, key=lambda volume: volume.name)
 
-    async def delete_bucket(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
-        """Delete a bucket with all its objects and snapshots. NotFound."""
+    async def delete_bucket(
+        self, name: str, *, even_held: bool = False, timeout: float = OPERATION_SECONDS
+    ) -> None:
+        """Delete a bucket with all its objects and snapshots. NotFound, or SnapshotHeld when one of them is
+        held. With `even_held` its owner is not asked about that, and need not be there."""
         check_bucket_name(name)
         cluster = self._cluster
-        await self.session(name).fetch_view(timeout)  # there is one, and it is a bucket
+        session = self.session(name)
+        await session.fetch_view(timeout)  # there is one, and it is a bucket
+        if not even_held:
+            for snapshot in await fetch_snapshots(session, timeout):
+                if snapshot.held:
+                    raise SnapshotHeld(f"Snapshot {snapshot.name!r} of bucket {name!r}")
         try:
             await self._control(DeleteVolume(name, cluster.next_request()), object, timeout)
         except NotFound:

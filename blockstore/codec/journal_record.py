@@ -132,8 +132,23 @@ class RestoreRecord(_Record, frozen=True, tag=9):
     targets: tuple[bytes, ...] = ()
 
 
+class SnapshotHoldRecord(_Record, frozen=True, tag=10):
+    """A held snapshot cannot be deleted; `held` False releases it."""
+
+    request: RequestId
+    settled: int
+    name: str
+    held: bool
+
+
 RequestRecord = (
-    PutRecord | DeleteRecord | SnapshotRecord | SnapshotDeleteRecord | ChunkOpenedRecord | RestoreRecord
+    PutRecord
+    | DeleteRecord
+    | SnapshotRecord
+    | SnapshotDeleteRecord
+    | SnapshotHoldRecord
+    | ChunkOpenedRecord
+    | RestoreRecord
 )
 """Asked for by a session; its result is remembered."""
 

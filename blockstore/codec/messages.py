@@ -198,6 +198,7 @@ class VolumeCall(_Message, frozen=True, tag=30):
         | ListChanges
         | KeyHistory
         | Restore
+        | SnapshotHold
     )
 
 
@@ -299,6 +300,8 @@ class SnapshotCreate(_Message, frozen=True, tag=40):
 
 
 class SnapshotDelete(_Message, frozen=True, tag=41):
+    """SnapshotHeld when it is held."""
+
     name: str
 
 
@@ -307,11 +310,12 @@ class SnapshotList(_Message, frozen=True, tag=42):
 
 
 class SnapshotRecord(_Message, frozen=True, tag=43):
-    """Also the answer to `SnapshotCreate`."""
+    """Also the answer to `SnapshotCreate` and `SnapshotHold`."""
 
     name: str
     sequence: int
     created: float  # wall clock, seconds since 1970
+    held: bool = False  # it cannot be deleted until it is released
 
 
 class SnapshotRecords(_Message, frozen=True, tag=44):
@@ -411,6 +415,13 @@ class Restore(_Message, frozen=True, tag=53):
     targets: tuple[bytes, ...] = ()
 
 
+class SnapshotHold(_Message, frozen=True, tag=54):
+    """Hold a snapshot, or release it; either may be repeated. Answered with `SnapshotRecord`."""
+
+    name: str
+    held: bool
+
+
 # --- bus
 
 
@@ -464,7 +475,7 @@ WireMessage = (
     | VolumeCall | Put | Delete | Written | Lookup | Found | LookupMany | FoundMany | ListKeys | KeyPage
     | SnapshotCreate | SnapshotDelete | SnapshotList | SnapshotRecord | SnapshotRecords | Grant | Granted
     | VolumeInfo | VolumeFacts | ListChanges | ChangePage | KeyHistory | KeyVersions
-    | Restore
+    | Restore | SnapshotHold
     | FetchView | View | CreateVolume | DeleteVolume | ListVolumes | Volumes | Transact | Transacted
     | JoinNode | Joined | FetchControlSnapshot | ControlSnapshot | FetchStatus | Status | FetchEvents | Events
     | CreateCredential | RevokeCredential | ListCredentials | Credentials

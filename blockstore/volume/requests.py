@@ -12,6 +12,7 @@ from blockstore.codec.journal_record import (
     PutRecord,
     RestoreRecord,
     SnapshotDeleteRecord,
+    SnapshotHoldRecord,
     SnapshotRecord,
 )
 from blockstore.codec.messages import (
@@ -23,6 +24,7 @@ from blockstore.codec.messages import (
     Restore,
     SnapshotCreate,
     SnapshotDelete,
+    SnapshotHold,
     VolumeCall,
 )
 from blockstore.config import INLINE_BYTES_MAX, RESTORE_KEYS_MAX
@@ -38,7 +40,7 @@ LOOKUP_KEYS_MAX = 1_000
 LIST_LIMIT_MAX = 1_000
 SNAPSHOT_NAME_MAX = 255
 
-WRITES = (Put, Delete, SnapshotCreate, SnapshotDelete, Restore)
+WRITES = (Put, Delete, SnapshotCreate, SnapshotDelete, SnapshotHold, Restore)
 
 
 def to_record(call: VolumeCall, payload: memoryview, wall: float) -> tuple[JournalRecord, memoryview | None]:
@@ -56,6 +58,8 @@ def to_record(call: VolumeCall, payload: memoryview, wall: float) -> tuple[Journ
     if isinstance(op, Restore):
         _check_restore(op)
         return RestoreRecord(request, settled, op.keys, op.at, op.targets), None
+    if isinstance(op, SnapshotHold):
+        return SnapshotHoldRecord(request, settled, op.name, op.held), None
     assert isinstance(op, SnapshotDelete)
     return SnapshotDeleteRecord(request, settled, op.name), None
 

@@ -7,6 +7,8 @@ not when it was received: what was received together is ordered by the journal."
 
 from __future__ import annotations
 
+import msgspec
+
 from blockstore.codec.journal_record import (
     ChunkDroppedRecord,
     ChunkSealedRecord,
@@ -18,6 +20,7 @@ from blockstore.codec.journal_record import (
     RequestRecord,
     RestoreRecord,
     SnapshotDeleteRecord,
+    SnapshotHoldRecord,
     SnapshotRecord,
 )
 from blockstore.codec.messages import (
@@ -37,6 +40,7 @@ from blockstore.errors import (
     InvalidRequest,
     NotFound,
     PreconditionFailed,
+    SnapshotHeld,
     StaleEpoch,
     to_wire,
 )
@@ -122,11 +126,16 @@ class VolumeState:
             self._note_snapshots()
             return answer
         if isinstance(record, SnapshotDeleteRecord):
-            if self.snapshots.pop(record.name, None) is None:
-                raise NotFound(f"snapshot {record.name!r}")
+            if self._snapshot(record.name).held:
+                raise SnapshotHeld(f"Snapshot {record.name!r}")
+            del self.snapshots[record.name]
             self._note_snapshots()
             self.history_to_purge = True
             return _OK
+        if isinstance(record, SnapshotHoldRecord):
+            held = msgspec.structs.replace(self._snapshot(record.name), held=record.held)
+            self.snapshots[record.name] = held
+            return held
         if isinstance(record, RestoreRecord):
             return self._restore(record, sequence)
         self.chunks.open_chunk(
@@ -195,6 +204,12 @@ class VolumeState:
             raise PreconditionFailed(f"Object {name!r} does not exist any more.")
         elif version.sequence != expected:
             raise PreconditionFailed(f"Object {name!r} was changed by somebody else.")
+
+    def _snapshot(self, name: str) -> SnapshotAnswer:
+        found = self.snapshots.get(name)
+        if found is None:
+            raise NotFound(f"snapshot {name!r}")
+        return found
 
     def _note_snapshots(self) -> None:
         self._retained = frozenset(snapshot.sequence for snapshot in self.snapshots.values())

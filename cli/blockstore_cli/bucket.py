@@ -53,12 +53,13 @@ def show(name: str) -> None:
 @bucket.command("delete", epilog=example("blockstore bucket delete photos --yes"))
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def delete(name: str, yes: bool) -> None:
+@click.option("--even-held", is_flag=True, help="Also if snapshots are held, or its owner cannot be asked.")
+def delete(name: str, yes: bool, even_held: bool) -> None:
     """Delete a bucket, every object and every snapshot in it."""
     with settings().open() as store:
         store.bucket(name)  # a name that is not there is said before anybody is asked
         confirm(f"Delete bucket {name!r} with all its objects and snapshots", yes)
-        store.delete_bucket(name)
+        store.delete_bucket(name, even_held=even_held)
     answer({"deleted": name}, f"Bucket {name} is deleted.")
 
 

@@ -1,10 +1,10 @@
-"""`blockstore snapshot …`: name a moment of a volume, list and compare them, go back to one, forget one."""
+"""`blockstore snapshot …`: name a moment of a volume, list, compare, hold and forget them, go back to one."""
 
 from __future__ import annotations
 
 import click
 
-from blockstore.errors import InvalidRequest, NotFound
+from blockstore.errors import InvalidRequest, NotFound, SnapshotHeld
 from blockstore_cli.address import parse_place
 from blockstore_cli.history import advancing, change_facts, change_line, tell_restored, would_be
 from blockstore_cli.output import Progress, answer, confirm, table, when
@@ -35,10 +35,13 @@ def list_snapshots(bucket: str) -> None:
     """List the snapshots of BUCKET, oldest first."""
     with settings().open() as store:
         found = store.bucket(bucket).snapshots()
-    facts = [{"name": one.name, "sequence": one.sequence, "created": one.created} for one in found]
+    facts = [
+        {"name": one.name, "sequence": one.sequence, "created": one.created, "held": one.held}
+        for one in found
+    ]
     text = table(
-        ("SNAPSHOT", "TAKEN", "SEQUENCE"),
-        [(one.name, when(one.created), one.sequence) for one in found],
+        ("SNAPSHOT", "TAKEN", "SEQUENCE", "HELD"),
+        [(one.name, when(one.created), one.sequence, "held" if one.held else "") for one in found],
         right="SEQUENCE",
     )
     answer({"bucket": bucket, "snapshots": facts}, text or f"Bucket {bucket} has no snapshots.")
@@ -94,6 +97,26 @@ def rollback(target: str, yes: bool) -> None:
     tell_restored(done, ["snapshot", "rollback", f"{place.bucket}@{done.safety}"])
 
 
+@snapshot.command("hold", epilog=example("blockstore snapshot hold photos paper-2026"))
+@click.argument("bucket")
+@click.argument("name")
+def hold(bucket: str, name: str) -> None:
+    """Let nobody delete a snapshot, nor its bucket, until it is released."""
+    with settings().open() as store:
+        store.bucket(bucket).hold_snapshot(name)
+    answer({"bucket": bucket, "name": name, "held": True}, f"Snapshot {bucket}@{name} is held.")
+
+
+@snapshot.command("release", epilog=example("blockstore snapshot release photos paper-2026"))
+@click.argument("bucket")
+@click.argument("name")
+def release(bucket: str, name: str) -> None:
+    """Let a held snapshot be deleted again."""
+    with settings().open() as store:
+        store.bucket(bucket).release_snapshot(name)
+    answer({"bucket": bucket, "name": name, "held": False}, f"Snapshot {bucket}@{name} may be deleted.")
+
+
 @snapshot.command("delete", epilog=example("blockstore snapshot delete photos before-cleaning --yes"))
 @click.argument("bucket")
 @click.argument("name")
@@ -102,8 +125,11 @@ def delete(bucket: str, name: str, yes: bool) -> None:
     """Forget a snapshot; what only it held becomes garbage."""
     with settings().open() as store:
         volume = store.bucket(bucket)
-        if name not in [one.name for one in volume.snapshots()]:
+        found = [one for one in volume.snapshots() if one.name == name]
+        if not found:
             raise NotFound(f"snapshot {name!r} of bucket {bucket!r}")
+        if found[0].held:
+            raise SnapshotHeld(f"Snapshot {name!r} of bucket {bucket!r}")
         confirm(f"Delete snapshot {bucket}@{name}, and what only it holds", yes)
         volume.delete_snapshot(name)
     answer({"bucket": bucket, "deleted": name}, f"Snapshot {bucket}@{name} is deleted.")

@@ -27,6 +27,7 @@ from blockstore.errors import (
     InvalidRequest,
     NotFound,
     PreconditionFailed,
+    SnapshotHeld,
 )
 from blockstore.ids import KiB, MiB
 from blockstore.kinds.object_history import Change
@@ -366,6 +367,29 @@ async def test_a_bucket_is_rolled_back_and_forward(bucket: aio.Bucket) -> None:
     await bucket.rollback(done.safety)
     assert [entry.name async for entry in bucket.list()] == [*names[:50], "new"]
     assert await bucket.get("0000") == b"changed"
+
+
+async def test_a_held_snapshot_keeps_itself_and_its_bucket(store: aio.Store, bucket: aio.Bucket) -> None:
+    await bucket.put("x", b"1")
+    await bucket.snapshot("s")
+    assert (await bucket.hold_snapshot("s")).held
+    assert [one.held for one in await bucket.snapshots()] == [True]
+    with pytest.raises(SnapshotHeld, match=r"Snapshot 's' of bucket '.*' is held") as refused:
+        await bucket.delete_snapshot("s")
+    assert "snapshot release" in refused.value.next_step
+    with pytest.raises(SnapshotHeld, match="Snapshot 's' of bucket"):
+        await store.delete_bucket(bucket.name)
+    assert await bucket.get("x") == b"1"
+    for method in (bucket.hold_snapshot, bucket.release_snapshot):
+        with pytest.raises(NotFound, match="no snapshot 'other' of bucket"):
+            await method("other")
+    assert not (await bucket.release_snapshot("s")).held
+    await bucket.delete_snapshot("s")
+    await bucket.snapshot("t")
+    await bucket.hold_snapshot("t")
+    await store.delete_bucket(bucket.name, even_held=True)
+    with pytest.raises(NotFound, match="no bucket"):
+        await bucket.hold_snapshot("t")
 
 
 async def test_buckets_come_and_go(store: aio.Store) -> None:

@@ -310,6 +310,24 @@ def test_a_bucket_is_rolled_back_and_forward(command: Command) -> None:
     assert "no snapshot 'two'" in command("snapshot", "rollback", "back3@two", "--yes", code=66).err
 
 
+def test_a_held_snapshot_is_released_before_it_is_deleted(command: Command) -> None:
+    command("bucket", "create", "hold1")
+    command("snapshot", "create", "hold1", "kept")
+    command("snapshot", "hold", "hold1", "other", code=66)
+    assert command("snapshot", "hold", "hold1", "kept", "--json").json()["held"] is True
+    assert command("snapshot", "list", "hold1").out.splitlines()[1].endswith("held")
+    refused = command("snapshot", "delete", "hold1", "kept", "--yes", code=65).err
+    assert "is held" in refused
+    assert "blockstore snapshot release" in refused
+    assert "'kept' of bucket 'hold1' is held" in command("bucket", "delete", "hold1", "--yes", code=65).err
+    command("snapshot", "release", "hold1", "kept")
+    assert command("snapshot", "list", "hold1", "--json").json()["snapshots"][0]["held"] is False
+    command("snapshot", "delete", "hold1", "kept", "--yes")
+    command("snapshot", "create", "hold1", "kept")
+    command("snapshot", "hold", "hold1", "kept")
+    command("bucket", "delete", "hold1", "--yes", "--even-held")
+
+
 def test_status_says_first_how_the_data_is(command: Command) -> None:
     told = command("cluster", "status")
     assert "data" in told.out.splitlines()[0]

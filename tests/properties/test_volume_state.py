@@ -18,6 +18,7 @@ from blockstore.codec.journal_record import (
     PutRecord,
     RestoreRecord,
     SnapshotDeleteRecord,
+    SnapshotHoldRecord,
     SnapshotRecord,
     decode_header,
     decode_records,
@@ -63,6 +64,7 @@ class VolumeMachine(RuleBasedStateMachine):
         self.head: dict[bytes, bytes] = {}  # the model: the map
         self.snapshots: dict[str, dict[bytes, bytes]] = {}
         self.sequences: dict[str, int] = {}  # of the snapshots
+        self.held: set[str] = set()
         self.restores: dict[RequestId, RestoreRecord] = {}
         self.checkpoint: tuple[bytes, list[bytes], ChunkId, int] | None = None
         self.applied_to: tuple[ChunkId, int] | None = None
@@ -134,6 +136,11 @@ class VolumeMachine(RuleBasedStateMachine):
         self.journal.add(opened, None, None)
         self.journal.add(MovedRecord(tuple(moves)), None, None)
 
+    @rule(name=st.sampled_from(["s", "t"]), held=st.booleans())
+    def hold(self, name: str, held: bool) -> None:
+        request = self.request(("hold" if held else "release", name.encode(), b""))
+        self.journal.add(SnapshotHoldRecord(request, 0, name, held), None, request)
+
     @precondition(lambda self: self.snapshots)
     @rule(keys=st.lists(KEYS, min_size=1, unique=True), data=st.data())
     def restore(self, keys: list[bytes], data: st.DataObject) -> None:
@@ -200,9 +207,14 @@ class VolumeMachine(RuleBasedStateMachine):
             if not failed:
                 self.snapshots[key.decode()] = self.head
                 self.sequences[key.decode()] = self.state.sequence
-        else:
+        elif kind in ("hold", "release"):
             assert failed == (key.decode() not in self.snapshots)
-            self.snapshots.pop(key.decode(), None)
+            if not failed:
+                (self.held.add if kind == "hold" else self.held.discard)(key.decode())
+        else:
+            assert failed == (key.decode() not in self.snapshots or key.decode() in self.held)
+            if not failed:
+                del self.snapshots[key.decode()]
 
     def model_restores(self, record: RestoreRecord, *, failed: bool) -> None:
         wanted = [was for name, was in self.snapshots.items() if self.sequences[name] == record.at]
@@ -255,6 +267,7 @@ class VolumeMachine(RuleBasedStateMachine):
     def check(self, state: VolumeState) -> None:
         assert self.read(state, 0) == self.head
         assert set(state.snapshots) == set(self.snapshots)
+        assert {name for name, snapshot in state.snapshots.items() if snapshot.held} == self.held
         for name, content in self.snapshots.items():
             assert self.read(state, state.snapshots[name].sequence) == content
         assert state.map.n_live == len(self.head)

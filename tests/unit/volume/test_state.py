@@ -15,9 +15,11 @@ from blockstore.codec.journal_record import (
     PutRecord,
     RestoreRecord,
     SnapshotDeleteRecord,
+    SnapshotHoldRecord,
     SnapshotRecord,
 )
 from blockstore.codec.messages import ABSENT, ANY, Extent, Failed, Granted, Ok, Placement, Written
+from blockstore.codec.messages import SnapshotRecord as SnapshotAnswer
 from blockstore.codec.run_file import Result
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
 from blockstore.volume.state import SNAPSHOTS_MAX, VolumeState
@@ -169,6 +171,28 @@ def test_a_snapshot_is_the_sequence_of_its_record_and_has_its_name_once(bench: B
     bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))
     assert not bench.state.retains(at)
     assert why(bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))) == "NotFound"
+
+
+def test_a_held_snapshot_stays_until_it_is_released(bench: Bench) -> None:
+    def hold(held: bool, name: str = "s") -> Result:
+        return bench.apply(SnapshotHoldRecord(bench.request(), 0, name, held))
+
+    def delete() -> Result:
+        return bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))
+
+    bench.snapshot("s")
+    at = bench.state.sequence
+    assert why(hold(True, "other")) == "NotFound"
+    for _ in range(2):
+        assert hold(True) == SnapshotAnswer("s", at, 1.0, True)
+        assert why(delete()) == "SnapshotHeld"
+        again = VolumeState(VOLUME)
+        again.load_head(bench.state.head(JOURNAL, 64, ()))
+        assert again.snapshots == bench.state.snapshots
+    for _ in range(2):
+        assert hold(False) == SnapshotAnswer("s", at, 1.0, False)
+    assert delete() == Ok()
+    assert not bench.state.retains(at)
 
 
 def restore(bench: Bench, at: int, *keys: bytes, targets: tuple[bytes, ...] = ()) -> Result:
