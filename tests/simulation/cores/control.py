@@ -49,6 +49,8 @@ from tests.simulation.cores.tasks import Promise
 if TYPE_CHECKING:
     from tests.simulation.cores.node import Node
 
+DiskFacts = tuple[tuple[DiskId, ...], tuple[DiskId, ...]]
+"""Of a node's disks, those that are suspect, and those that are full."""
 OnOutcome = Callable[[int | BlockStoreError], None]
 ROUND_SECONDS = config.HEARTBEAT_SECONDS / 2
 PAUSE_SECONDS = (0.01, 0.1)
@@ -138,6 +140,7 @@ class NodeControl:
         self._session = SessionId(node.rng.getrandbits(62))
         self._n_requests = 0
         self._waiting: list[Promise[None]] = []
+        self._told: dict[NodeId, DiskFacts] = {}
         self._node_views: tuple[object, object, frozenset[NodeId], tuple[NodeView, ...]] | None = None
 
     # --- what the node asks
@@ -161,6 +164,13 @@ class NodeControl:
         return frozenset(
             disk.disk for disk in self.views.disks() if disk.state == "active" and disk.node in live
         )
+
+    def told_disks(self) -> tuple[frozenset[DiskId], frozenset[DiskId]]:
+        """Disks that are suspect, and that are full, as the nodes that live told last."""
+        live = self.live.live(self.node.now())
+        told = [self.node.disk_facts(), *(facts for node, facts in self._told.items() if node in live)]
+        suspect = frozenset(disk for facts in told for disk in facts[0])
+        return suspect, frozenset(disk for facts in told for disk in facts[1])
 
     async def changed(self, after_revision: int) -> None:
         while self.revision <= after_revision:
@@ -248,14 +258,18 @@ class NodeControl:
 
     def heartbeat(self, now: float) -> Heartbeat:
         self.holder.on_asked(now)
-        return Heartbeat(self.me, self.incarnation, now)
+        suspect, full = self.node.disk_facts()
+        return Heartbeat(self.me, self.incarnation, now, suspect=suspect, full=full)
 
     def counts(self, sender: NodeId, beat: Heartbeat) -> bool:
         record = self.views.node(sender)
         if record is None or beat.node != sender or beat.incarnation < record.incarnation:
             return False
         node = self.node
-        return self.live.on_heartbeat(sender, beat.incarnation, node.now(), node.wall())
+        if not self.live.on_heartbeat(sender, beat.incarnation, node.now(), node.wall()):
+            return False
+        self._told[sender] = (beat.suspect, beat.full)
+        return True
 
     # --- requests of others
 
@@ -343,7 +357,7 @@ class RaftControl(NodeControl):
     # --- Raft
 
     def _send_raft(self, to: NodeId, message: RaftMessage) -> None:
-        target = self.network.endpoints.get(address_of(to))
+        target = self.network.endpoints.get(address_of(to).host)
         if target is not None:
             self.network.tell(self.node, target, self.me, message)
 
@@ -496,7 +510,7 @@ class RaftControl(NodeControl):
             self.holder.on_granted(asked, seconds, self.revision)
         else:
             granted = LeaseGranted(asked, seconds, self.raft.core.term, self.revision)
-            self.network.tell(self.node, self.network.endpoints[address_of(to)], self.me, granted)
+            self.network.tell(self.node, self.network.endpoints[address_of(to).host], self.me, granted)
 
     def hear(self, sender: NodeId, message: Any) -> None:
         if isinstance(message, Heartbeat):
@@ -581,7 +595,7 @@ class Register(Endpoint):
             return
         seconds = self.leads.granter.grant(sender, now, now + 1.0)
         if seconds is not None and self.network is not None:
-            target = self.network.endpoints[address_of(sender)]
+            target = self.network.endpoints[address_of(sender).host]
             granted = LeaseGranted(message.asked, seconds, 1, self.state.revision)
             self.network.tell(self, target, NodeId(0), granted)
 

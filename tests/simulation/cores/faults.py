@@ -19,7 +19,7 @@ from tests.simulation.cores.world import World
 NODES_MAX = 6
 P_MOMENT = {
     "takeover": 0.06, "fenced": 0.04, "recorded": 0.4, "serving": 0.1, "switch": 0.1, "checkpoint": 0.15,
-    "moving": 0.5,
+    "moving": 0.5, "packing": 0.05,
 }  # fmt: skip
 """How often a moment is chosen. The rarest and most delicate most often: the end of a journal is recorded,
 and no journal says so yet; a volume is being taken from a node that comes back just then."""

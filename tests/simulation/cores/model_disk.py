@@ -23,6 +23,8 @@ from tests.simulation.heap import Event
 T = TypeVar("T")
 OnDone = Callable[[BlockStoreError | None], None]
 SECTOR_BYTES = 512
+FULL_BYTES = 40 * MiB
+"""Free on a full disk: less than its node keeps in reserve, enough for what is needed to delete."""
 Batch = list[tuple[Sequence[Write], OnDone]]
 
 
@@ -149,7 +151,7 @@ class ModelDisk:
         return work()
 
     def free_bytes(self) -> int:
-        return 0 if self.is_full else 100 * GiB
+        return FULL_BYTES if self.is_full else 100 * GiB
 
     def names(self, sub: str = "") -> list[str]:
         prefix = f"{sub}/" if sub else ""
@@ -161,7 +163,7 @@ class ModelDisk:
         if content is None:
             if size is None:
                 raise NotFound(f"file {name} on {self.path}")
-            if self.is_full:
+            if self.is_full and size > FULL_BYTES:
                 raise NoSpace(self.path)
             content = self.contents[name] = _Content(size)
         return ModelFile(self, name, content)

@@ -120,7 +120,7 @@ class Lane:
 class Network:
     def __init__(self, schedule: Schedule, rng: random.Random, weather: Weather) -> None:
         self.schedule, self.rng, self.weather = schedule, rng, weather
-        self.endpoints: dict[Address, Endpoint] = {}
+        self.endpoints: dict[str, Endpoint] = {}  # by the host of their address
         self.cut: set[tuple[str, str]] = set()
         self._lanes: dict[tuple[str, str], Lane] = {}
         self.n_messages = 0
@@ -143,7 +143,7 @@ class Network:
         on_answer: OnAnswer,
     ) -> None:
         """`deadline` is on the source's clock."""
-        target = self.endpoints.get(address)
+        target = self.endpoints.get(address.host)
         if target is None:  # listed, and not there yet
             source.arrive(self.weather.delay, on_answer, ConnectionLost(f"nobody is at {address}"))
             return
@@ -284,7 +284,7 @@ class SimCaller:
     async def call(
         self, address: Address, message: Any, payload: Sequence[Buffer], deadline: float
     ) -> Answer:
-        promise = Promise[Answer | BlockStoreError]()
+        promise: Promise[Answer | BlockStoreError] = Promise()
         self.network.post(self.process, address, message, payload, deadline, promise.keep)
         outcome = await promise
         if isinstance(outcome, BlockStoreError):
@@ -325,7 +325,8 @@ class SimFlight:
         if not self._completed:
             if not self._n_open:
                 return None
-            promise = self._promise = Promise[None]()
+            promise: Promise[None] = Promise()
+            self._promise = promise
             process = self._caller.process
             process.after(until - process.now(), promise.keep, None)
             await promise

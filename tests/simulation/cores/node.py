@@ -19,7 +19,7 @@ from blockstore.node.disk_shell import DiskShell, format_disk
 from blockstore.node.server_shell import FragmentServer
 from blockstore.runtime.interfaces import Peer
 from blockstore.volume.hosting import Hosting
-from tests.simulation.cores.control import NodeControl, address_of
+from tests.simulation.cores.control import DiskFacts, NodeControl, address_of
 from tests.simulation.cores.model_disk import ModelDisk
 from tests.simulation.cores.network import Endpoint, Incoming, Network, SimCaller
 from tests.simulation.cores.owner import OwnerRun
@@ -137,6 +137,21 @@ class Node(Endpoint):
 
     def own_disks(self) -> frozenset[DiskId]:
         return frozenset(self.disks)
+
+    def live_disks(self) -> frozenset[DiskId]:
+        return self.control.live_disks()
+
+    def suspect_disks(self) -> frozenset[DiskId]:
+        return self.control.told_disks()[0]
+
+    def full_disks(self) -> frozenset[DiskId]:
+        return self.control.told_disks()[1]
+
+    def disk_facts(self) -> DiskFacts:
+        """What it tells of its disks. A disk's shell would call it full only when it has no chunk of 64 MiB left,
+        of which nobody opens one here."""
+        suspect = tuple(disk for disk, shell in self.shells.items() if shell.suspect)
+        return suspect, tuple(disk for disk, model in self.disks.items() if model.is_full)
 
     @property
     def local(self) -> Node:

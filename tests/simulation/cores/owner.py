@@ -1,132 +1,88 @@
 """A volume's owner on a node: the product's cores, from the claim to the fall, and a driver in place of
 their shells.
 
-Every decision is a core's: `Fencing` and `Replay` (takeover), `Journal`, `Owner`, `Checkpoints`,
-`ChunkPlaces`, `VolumeState`, `to_record`, `ReadShell` (which knows no event loop). What is left here is to
-carry messages."""
+Every decision is a core's: `Fencing` and `Replay` (owner_takeover.py), `Checkpoints` and `packing.plan`
+(owner_background.py), and here `Journal`, `Owner`, `ChunkPlaces`, `VolumeState`, `to_record`, and
+`ReadShell`, which knows no event loop. What is left is to carry messages."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from blockstore.chunk.chunk_shell import ChunkReader, DataWriter
+from blockstore.chunk.chunk_shell import ChunkReader
 from blockstore.chunk.writer import ChunkWriter
-from blockstore.codec.control_record import VolumeRecord, encode_record
+from blockstore.codec.control_record import VolumeRecord
 from blockstore.codec.grant import grant_token
-from blockstore.codec.journal_record import ChunkOpenedRecord, JournalRecord
+from blockstore.codec.journal_record import ChunkOpenedRecord, JournalRecord, PutRecord
 from blockstore.codec.messages import (
     AppendFragment,
-    Compare,
-    DeleteFragment,
     Failed,
-    Fence,
     Grant,
     Granted,
     KeyPage,
     ListKeys,
     Lookup,
     LookupMany,
-    SealFragment,
     SnapshotList,
     SnapshotRecords,
     VolumeCall,
 )
-from blockstore.codec.run_file import (
-    Result,
-    Root,
-    RunInfo,
-    decode_blocks,
-    decode_head,
-    decode_root,
-    encode_root,
-)
-from blockstore.config import ATTEMPT_SECONDS, OPERATION_SECONDS
-from blockstore.control.views import volume_key
-from blockstore.errors import (
-    BlockStoreError,
-    Busy,
-    NotFound,
-    NotOwner,
-    StaleEpoch,
-    TransactionConflict,
-    Unavailable,
-    from_wire,
-)
-from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
+from blockstore.codec.run_file import Result
+from blockstore.errors import BlockStoreError, Busy, NoSpace, NotOwner, Unavailable, from_wire
+from blockstore.ids import ChunkId, DiskId, RequestId, SessionId
 from blockstore.placement.policy import Policy
 from blockstore.runtime.interfaces import Answer
-from blockstore.volume.checkpoint import Checkpoints, Draft, Written, journal_from
 from blockstore.volume.chunk_places import ChunkPlaces
-from blockstore.volume.chunk_table import DATA, RUN
-from blockstore.volume.garbage import Garbage
+from blockstore.volume.chunk_table import DATA, PACKED, RUN
 from blockstore.volume.journal import Append, Committed, Journal, Phase
-from blockstore.volume.journal_shell import NOT_THE_DISKS_FAULT
+from blockstore.volume.journal_shell import NOT_THE_DISKS_FAULT, is_full
 from blockstore.volume.owner import Owner
 from blockstore.volume.read_shell import ReadShell
-from blockstore.volume.record_shell import Deposed, JournalList
+from blockstore.volume.record_shell import Deposed
 from blockstore.volume.requests import WRITES, check_read, to_record
 from blockstore.volume.state import VolumeState
-from blockstore.volume.takeover import (
-    Fencing,
-    Replay,
-    Sought,
-    ended_journal,
-    journal_ends,
-    open_data,
-    open_tail,
-)
 from blockstore.volume.value_cache import ValueCache
 from blockstore.volume.world import World as OwnerWorld
 from tests.simulation.cores.network import Incoming
+from tests.simulation.cores.owner_background import Background
+from tests.simulation.cores.owner_record import OwnedRecord, seal_members
+from tests.simulation.cores.owner_takeover import Taken, Takeover
+from tests.simulation.cores.settings import Settings
 from tests.simulation.cores.tasks import Promise, Task
 
 if TYPE_CHECKING:
     from tests.simulation.cores.node import Node
-    from tests.simulation.cores.witness import Witness
 
-RETRY_SECONDS = 0.05
-GATHER_SECONDS = 0.2
 LATE_SWEEP_SECONDS = 0.05
 WAITING_MAX = 2_000
-
-
-class WitnessedState(VolumeState):
-    """What is applied, live and in replay, is told to the witness."""
-
-    def __init__(self, volume: VolumeId, witness: Witness) -> None:
-        super().__init__(volume)
-        self._witness = witness
-
-    def apply(self, record: JournalRecord, sequence: int, chunk: ChunkId, value_offset: int) -> Result:
-        result = super().apply(record, sequence, chunk, value_offset)
-        self._witness.on_applied(self, record, sequence, result)
-        return result
 
 
 class OwnerRun:
     """One run of an owner, under the epoch that it claimed."""
 
+    journal: Journal  # this and what is set with it: once it has taken over
+    state: VolumeState
+
     def __init__(self, node: Node, record: VolumeRecord) -> None:
         self.node, self.record = node, record
-        self.settings = node.world.settings
+        self.settings: Settings = node.world.settings
         self.network = node.network
         self.is_serving = False
-        self.is_taking_over = True
+        self.is_full = False
         self.core: Owner | None = None
         self.on_ended: Promise[None] | None = None
+        self.owned: OwnedRecord = OwnedRecord(node, record)
         self._session = SessionId(node.rng.getrandbits(62))
-        self._rng = random.Random(node.rng.getrandbits(64))
-        self._policy = Policy.parse(record.policy)
+        self.rng: random.Random = random.Random(node.rng.getrandbits(64))
+        self.policy = Policy.parse(record.policy)
         self._cache = ValueCache(self.settings.cache_bytes)
-        self._reader = ChunkReader(node.caller, node.table, random.Random(node.rng.getrandbits(64)))
+        self.reader = ChunkReader(node.caller, node.table, random.Random(node.rng.getrandbits(64)))
         self._waiting: list[tuple[Incoming, VolumeCall]] = []
         self._tasks: list[Task] = []
-        self._n_requests = 0
-        self._changing: list[Promise[None]] | None = None
         self._pump_due = False
         self._is_switching = False
         self._is_over = False
@@ -180,161 +136,27 @@ class OwnerRun:
         self._begin(self._take_over)
 
     async def _take_over(self) -> None:
-        node, record = self.node, self.record
-        root = None if record.root is None else decode_root(record.root)
-        tail = open_tail(record.journal, root)
-        ends = await self._fence(tail, needed=True)
-        journal = ended_journal(record.journal, ends)
-        if tail:
-            await self._change(journal=lambda _: journal)
-            node.world.on_moment("recorded", node)
-        self._seal_all(tail, ends)
-        state = WitnessedState(record.volume, node.world.witness)
-        runs = () if root is None else await self._load(state, root)
-        replay = Replay(state, journal, root)
-        while (wanted := replay.wanted()) is not None:
-            deadline = node.now() + OPERATION_SECONDS
-            data = await self._reader.read(
-                (wanted.extent,), wanted.placements, wanted.start, wanted.end, deadline
-            )
-            for _ in replay.take(memoryview(data)):
-                pass
-        to_seal = journal_ends(state, journal)
-        for one in journal:
-            if one.chunk in to_seal and one.chunk not in tail:
-                self._seal_members(one.chunk, one.disks, one.length)
-        data_chunks = open_data(state, journal)
-        ends = await self._fence(data_chunks, needed=False)
-        self._seal_all(data_chunks, ends)
-        to_seal |= ends
-        node.say("volume {} epoch {}: taken over at sequence {}", record.volume, record.epoch, state.sequence)
-        self._work(state, root, runs, to_seal)
-
-    async def _fence(self, sought: Mapping[ChunkId, Sought], *, needed: bool) -> dict[ChunkId, int]:
-        node = self.node
-        fencing = Fencing(sought, node.control.views.node_of_disk)
-        while sought:
-            await self._fence_round(fencing)
-            if not needed or fencing.is_settled:
-                break
-            self._current()
-            await node.sleep(RETRY_SECONDS)
-        return fencing.ends()
-
-    async def _fence_round(self, fencing: Fencing) -> None:
-        node, record = self.node, self.record
-        flight = node.caller.flight()
-        deadline = node.now() + ATTEMPT_SECONDS
-        n_asked = 0
-        for target, chunks in fencing.to_ask().items():
-            address = node.table.address_of_node(target)
-            if address is not None:
-                flight.start(target, address, Fence(record.volume, record.epoch, chunks), (), deadline)
-                n_asked += 1
-        until = deadline
-        while n_asked:
-            outcome = await flight.next(until)
-            if outcome is None:
-                break
-            n_asked -= 1
-            target, answer = outcome
-            if isinstance(answer, Answer):
-                fencing.on_fenced(target, answer.message.states)
-                node.world.on_moment("fenced", node.world.nodes[target])
-            elif isinstance(answer, StaleEpoch):
-                raise Deposed
-            if fencing.all_told:
-                until = min(until, node.now() + GATHER_SECONDS)
-        flight.abandon()
-
-    async def _load(self, state: VolumeState, root: Root) -> tuple[RunInfo, ...]:
-        read, node = self._reader.read, self.node
-        deadline = node.now() + OPERATION_SECONDS
-        head = decode_head(
-            state.volume, memoryview(await read(root.extents, root.placements, 0, root.size, deadline))
-        )
-        for run in head.runs:
-            data = await read(run.extents, run.placements, 0, run.size, deadline)
-            for entries in decode_blocks(state.volume, memoryview(data)):
-                state.map.load(entries)
-        state.load_head(head)
-        return head.runs
-
-    # --- the volume's record in control
-
-    def _current(self) -> VolumeRecord:
-        found = self.node.control.views.volume(self.record.volume)
-        if found is None or (found.epoch, found.owner) != (self.record.epoch, self.node.me):
-            raise Deposed
-        return found
-
-    async def _change(
-        self, *, journal: Callable[[JournalList], JournalList] | None = None, root: bytes | None = None
-    ) -> None:
-        while self._changing is not None:  # one at a time
-            promise = Promise[None]()
-            self._changing.append(promise)
-            await promise
-        self._changing = []
-        try:
-            await self._change_alone(journal, root)
-        finally:
-            waiting, self._changing = self._changing, None
-            for promise in waiting:
-                promise.keep(None)
-
-    async def _change_alone(
-        self, journal: Callable[[JournalList], JournalList] | None, root: bytes | None
-    ) -> None:
-        control, node = self.node.control, self.node
-        key = volume_key(self.record.volume)
-        deadline = node.now() + OPERATION_SECONDS
-        while True:
-            revision = control.views.modified(key)
-            current = self._current()
-            wanted = msgspec.structs.replace(
-                current,
-                root=current.root if root is None else root,
-                journal=current.journal if journal is None else journal(current.journal),
-            )
-            self._n_requests += 1
-            try:
-                await control.transact(
-                    (Compare(key, revision),),
-                    ((key, encode_record(wanted)),),
-                    request=RequestId(self._session, self._n_requests),
-                    deadline=deadline,
-                )
-            except TransactionConflict:
-                await node.sleep(0.02)
-            else:
-                return
+        self._work(await Takeover(self.node, self.owned, self.reader).take())
 
     # --- working
 
-    def _work(
-        self, state: VolumeState, root: Root | None, runs: tuple[RunInfo, ...], to_seal: dict[ChunkId, int]
-    ) -> None:
-        node, settings = self.node, self.settings
-        self.is_taking_over = False
+    def _work(self, taken: Taken) -> None:
+        node, settings, state = self.node, self.settings, taken.state
         self.state = state
         self.journal = Journal(
-            self._session, state.sequence + 1, to_seal,
+            self._session, state.sequence + 1, taken.to_seal,
             batch_bytes_max=settings.batch_bytes_max, batches_in_flight=settings.batches_in_flight,
         )  # fmt: skip
-        self._places = ChunkPlaces(self.record.volume, self.record.epoch, self._rng)
+        self._places = ChunkPlaces(self.record.volume, self.record.epoch, self.rng)
         self.core = Owner(
             state, self.journal, self._places, self.record.epoch, node.wall(), self._cache.keep,
             chunk_bytes=settings.chunk_bytes, idle_seconds=settings.idle_seconds,
         )  # fmt: skip
         self._reads = ReadShell(cast(OwnerWorld, node), state, self._cache)
-        self._checkpoints = Checkpoints(root, runs)
-        self._writer = DataWriter(node.caller, node.table, self._grant_run, self._rng)
-        self._covered_bytes = 0
-        self._garbage = Garbage()
-        self._is_writing = False
-        self._begin(self._tidy)
-        self._begin(self._write_checkpoints)
+        background = Background(self, self.core, taken)
+        self._begin(background.tidy)
+        self._begin(background.write_checkpoints)
+        self._begin(background.pack)
         self._watch_members(node.now())
         self.wake()
         self._start_serving()
@@ -403,7 +225,7 @@ class OwnerRun:
             "volume {}: journal chunk {} ends at {}, for disk {} failed ({})",
             self.record.volume, writer.chunk, writer.acknowledged, failed[0][1], type(why).__name__,
         )  # fmt: skip
-        self._seal_members(writer.chunk, writer.placement.disks, writer.acknowledged)
+        seal_members(node, self.record.epoch, writer.chunk, writer.placement.disks, writer.acknowledged)
         node.world.on_moment("switch", node)
         self.wake()
 
@@ -411,6 +233,7 @@ class OwnerRun:
         if self._is_over:
             return
         writer, now = self.journal.writer, self.node.now()
+        self._look_for_space()
         is_working = writer is not None and self.journal.phase is not Phase.WAITING
         if writer is not None and is_working and now - before < 2 * LATE_SWEEP_SECONDS:
             self._members_failed(writer, writer.late(now, self.settings.late_seconds), Unavailable("late"))
@@ -430,14 +253,34 @@ class OwnerRun:
 
     async def _open_chunk(self) -> None:
         node, control = self.node, self.node.control
-        policy = self._policy.journal_policy()
+        policy = self.policy.journal_policy()
         table = control.views.policy(policy.text)
         groups = () if table is None else table.groups
-        placement = self._places.choose(policy, groups, control.live_disks(), node.own_disks(), node.now())
+        self._look_for_space()
+        is_vital = self.is_full
+        avoid = node.suspect_disks() if is_vital else node.suspect_disks() | node.full_disks()
+        placement = self._places.choose(
+            policy, groups, node.live_disks(), node.own_disks(), node.now(), avoid
+        )
         chunk = self._places.next_chunk()
         node.world.witness.on_chunk_named(chunk)
-        await self._change(journal=lambda journal: self.journal.named_with(journal, chunk, placement.disks))
+        await self.owned.change(
+            journal=lambda journal: self.journal.named_with(journal, chunk, placement.disks)
+        )
         self.journal.start_chunk(chunk, placement, self.settings.chunk_bytes)
+        if is_vital and self.core is not None:
+            self.core.refuse(self.journal.refuse_puts(), self._no_space())
+
+    def _look_for_space(self) -> None:
+        was_full = self.is_full
+        self.is_full = is_full(cast(OwnerWorld, self.node), self.policy.journal_policy())
+        if was_full != self.is_full:
+            self.node.say(
+                "volume {}: there is {} space", self.record.volume, "no" if self.is_full else "again"
+            )
+
+    def _no_space(self) -> NoSpace:
+        return NoSpace(f"the disks that {self.record.policy} may use")
 
     def _start_serving(self) -> None:
         self.is_serving = True
@@ -470,12 +313,17 @@ class OwnerRun:
             if core.find_answer(message.request, node.now(), lambda result: self._answer(call, result)):
                 return
             if isinstance(op, Grant):
+                self._look_for_space()
+                if self.is_full:
+                    raise self._no_space()
                 record: JournalRecord = self._opening(
-                    self._policy, DATA, message.request, message.settled, op.finished, op.avoid
+                    self.policy, DATA, message.request, message.settled, op.finished, op.avoid
                 )
                 value = None
             else:
                 record, value = to_record(message, call.payload.view, node.wall())
+                if self.is_full and isinstance(record, PutRecord):
+                    raise self._no_space()
             core.submit(message.request, record, value, lambda result: self._answer(call, result))
             self.wake()
             return
@@ -522,135 +370,43 @@ class OwnerRun:
         self.wake()
         table = control.views.policy(policy.text)
         groups = () if table is None else table.groups
+        avoided = node.suspect_disks().union(avoid, () if purpose == RUN else node.full_disks())
         record = core.opening(
-            policy, purpose, request, settled, groups, control.live_disks(), avoid, node.now()
+            policy, purpose, request, settled, groups, node.live_disks(), avoided, node.now()
         )
         node.world.witness.on_chunk_named(record.chunk)
         return record
 
-    async def _grant_run(
+    async def grant_run(
         self, finished: tuple[tuple[ChunkId, int], ...], avoid: tuple[DiskId, ...], deadline: float
     ) -> Granted:
-        assert self.core is not None
+        return await self._grant_own(self.policy.journal_policy(), RUN, finished, avoid)
+
+    async def grant_packed(
+        self, finished: tuple[tuple[ChunkId, int], ...], avoid: tuple[DiskId, ...], deadline: float
+    ) -> Granted:
+        return await self._grant_own(self.policy, PACKED, finished, avoid)
+
+    async def _grant_own(
+        self,
+        policy: Policy,
+        purpose: str,
+        finished: tuple[tuple[ChunkId, int], ...],
+        avoid: tuple[DiskId, ...],
+    ) -> Granted:
         request = self.journal.own_request()
-        record = self._opening(self._policy.journal_policy(), RUN, request, request.number, finished, avoid)
-        promise = Promise[Result | BlockStoreError]()
+        record = self._opening(policy, purpose, request, request.number, finished, avoid)
+        result = await self.applied(request, record)
+        assert isinstance(result, Granted)
+        return result
+
+    async def applied(self, request: RequestId, record: JournalRecord) -> Result:
+        """What a record of the owner's own came to, once it is durable and applied."""
+        assert self.core is not None
+        promise: Promise[Result | BlockStoreError] = Promise()
         self.core.submit(request, record, None, promise.keep)
         self.wake()
         result = await promise
         if isinstance(result, BlockStoreError):
             raise result
-        assert isinstance(result, Granted)
         return result
-
-    # --- chunks' ends
-
-    def _seal_all(self, sought: Mapping[ChunkId, Sought], ends: Mapping[ChunkId, int]) -> None:
-        for chunk, one in sought.items():
-            if chunk in ends:
-                self._seal_members(chunk, one.disks, ends[chunk])
-
-    def _seal_members(self, chunk: ChunkId, disks: tuple[DiskId, ...], length: int) -> None:
-        if length:
-            for disk in disks:
-                self._tell_disk(disk, lambda disk: SealFragment(disk, chunk, self.record.epoch, length))
-
-    def _tell_disk(
-        self,
-        disk: DiskId,
-        message: Callable[[DiskId], Any],
-        on_answer: Callable[[Answer | BlockStoreError], None] = lambda _: None,
-    ) -> None:
-        address = self.node.table.address_of_disk(disk) if disk else None
-        if address is not None:
-            until = self.node.now() + ATTEMPT_SECONDS
-            self.network.post(self.node, address, message(disk), (), until, on_answer)
-
-    # --- background
-
-    async def _tidy(self) -> None:
-        core, node = self.core, self.node
-        assert core is not None
-        while True:
-            await node.sleep(self.settings.tidy_seconds)
-            while core.purge_some(2):
-                await node.sleep(0.001)
-            now = node.now()
-            core.end_idle_grants(now)
-            needed = (
-                frozenset(one.chunk for one in self._current().journal) | self._checkpoints.needed_chunks()
-            )
-            core.drop_dead(needed, now, runs_too=not self._is_writing)
-            self.wake()
-            for chunk, disks, length in core.take_ended():
-                self._seal_members(chunk, disks, length)
-            for chunk, placement in self.state.chunks.take_dropped():
-                node.world.witness.on_dropped(self.state, chunk)
-                self._garbage.add(chunk, placement.disks)
-            for disk, chunk in self._garbage.next(sorted(node.control.live_disks())):
-                self._delete(disk, chunk)
-
-    def _delete(self, disk: DiskId, chunk: ChunkId) -> None:
-        def on_answer(outcome: Answer | BlockStoreError) -> None:
-            if isinstance(outcome, Answer | NotFound | StaleEpoch):
-                self._garbage.on_deleted(disk, chunk)
-            else:
-                self._garbage.on_failed(disk, chunk)
-
-        self._tell_disk(disk, lambda disk: DeleteFragment(disk, chunk, self.record.epoch), on_answer)
-
-    async def _write_checkpoints(self) -> None:
-        node = self.node
-        while True:
-            await node.sleep(self.settings.checkpoint_seconds)
-            if (
-                self.is_serving
-                and self.journal.written_bytes - self._covered_bytes >= self.settings.checkpoint_bytes
-            ):
-                try:
-                    await self.checkpoint()
-                except BlockStoreError as error:
-                    node.say("volume {}: checkpoint failed ({})", self.record.volume, type(error).__name__)
-
-    async def checkpoint(self) -> None:
-        self._is_writing = True
-        try:
-            await self._checkpoint()
-        finally:
-            self._is_writing = False
-
-    async def _checkpoint(self) -> None:
-        assert self.core is not None
-        if self.core.applied_to is None:
-            return
-        chunk, offset = self.core.applied_to
-        written_bytes = self.journal.written_bytes
-        checkpoints, state = self._checkpoints, self.state
-        draft = checkpoints.begin(state, chunk, offset, small=4)
-        try:
-            runs = checkpoints.runs_with(draft, await self._write_run(draft))
-            root = checkpoints.root_of(draft, await self._write(checkpoints.encode_head(draft, runs)))
-            self.node.world.on_moment("checkpoint", self.node)
-            checkpoints.on_committing(root, runs)
-            await self._change(root=encode_root(root), journal=lambda journal: journal_from(journal, chunk))
-        except BaseException:
-            checkpoints.on_failed(state, draft)
-            raise
-        checkpoints.on_committed(root, runs)
-        self._covered_bytes = written_bytes
-        self.node.say(
-            "volume {}: checkpoint at sequence {}, {} runs", self.record.volume, root.sequence, len(runs)
-        )
-
-    async def _write_run(self, draft: Draft) -> Written:
-        parts: list[bytes] = []
-        for block in draft.blocks(2):
-            parts.append(block)
-            if self._rng.random() < 0.3:
-                await self.node.sleep(0.001)  # others change the map meanwhile
-        data = b"".join(parts)
-        return await self._write(data) if data else Written((), {}, 0)
-
-    async def _write(self, data: bytes) -> Written:
-        extents = await self._writer.write(data, self.node.now() + OPERATION_SECONDS)
-        return Written(extents, self.state.chunks.placements_of(extents), len(data))

@@ -64,7 +64,7 @@ class Process:
         self._tasks.pop(task, None)
 
     async def sleep(self, seconds: float) -> None:
-        promise = Promise[None]()
+        promise: Promise[None] = Promise()
         self.after(seconds, promise.keep, None)
         await promise
 

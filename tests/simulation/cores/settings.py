@@ -51,6 +51,7 @@ class Settings:
     tidy_seconds: float
     checkpoint_seconds: float
     checkpoint_bytes: int
+    pack_seconds: float
     sync_seconds: float
     raft_log_max: int
     drift: float
@@ -94,6 +95,7 @@ def draw_settings(rng: random.Random) -> Settings:
         tidy_seconds=choose((0.05, 0.3, 2.0)),
         checkpoint_seconds=choose((0.1, 0.5)),
         checkpoint_bytes=choose((1_000, 6_000, 40_000)),
+        pack_seconds=choose((0.3, 1.0, 100.0)),
         sync_seconds=choose((0.0005, 0.002, 0.008)),
         raft_log_max=choose((8, 30, 1_000)),
         drift=choose((0.0, 0.002, 0.0049)),

@@ -77,7 +77,7 @@ class World:
         )
         if register:
             self.register = Register("control", schedule, self._fork(), settings.drift)
-            self.network.endpoints[self.register.address] = self.register
+            self.network.endpoints[self.register.address.host] = self.register
             self.register.network = self.network
             self.register.on_moving = self.on_moving
             for transaction in transactions:
@@ -142,7 +142,7 @@ class World:
     def add_node(self, me: NodeId, disk_ids: tuple[DiskId, ...]) -> Node:
         node = Node(self, me, disk_ids, self._fork())
         self.nodes[me] = node
-        self.network.endpoints[node.address] = node
+        self.network.endpoints[node.address.host] = node
         self.witness.holders.append(node)
         return node
 
