@@ -2,8 +2,8 @@
 to lead.
 
 The cores are the product's: state, views, commands, liveness, assignment, tables of groups, voters. What
-they stand on is the Raft group of `raft_member.py` (`RaftControl`), or, where Raft is not the subject, one
-register that is always right and never gone (`Register`, `RegisterControl`), whose copies lag all the same.
+they stand on is the nodes' Raft group (raft_control.py) or, where Raft is not the subject, one register
+(register.py).
 """
 
 from __future__ import annotations
@@ -12,27 +12,21 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blockstore import config
-from blockstore.codec.control_record import Transaction, decode_command, encode_command
+from blockstore.codec.control_record import Transaction
 from blockstore.codec.messages import (
     Compare,
     FetchView,
     Heartbeat,
-    LeaseGranted,
     NodeView,
-    Transact,
-    Transacted,
     View,
     VolumeView,
 )
-from blockstore.codec.raft_messages import RaftMessage
 from blockstore.control import commands
 from blockstore.control.assignment import Move, Mover
 from blockstore.control.commands import Listening
-from blockstore.control.group_table import table_transaction, tables_due
 from blockstore.control.liveness import LeaseGranter, LeaseHolder, LiveSet
 from blockstore.control.state import ControlState
 from blockstore.control.views import CLUSTER, Views
-from blockstore.control.voters import Candidate, Membership, next_membership
 from blockstore.errors import (
     BlockStoreError,
     DeadlineExceeded,
@@ -41,9 +35,8 @@ from blockstore.errors import (
     Unavailable,
 )
 from blockstore.ids import DiskId, NodeId, RequestId, SessionId
-from blockstore.runtime.interfaces import Address, Answer
+from blockstore.runtime.interfaces import Address
 from tests.simulation.cores.network import Endpoint, Incoming, Network
-from tests.simulation.cores.raft_member import RaftDisk, RaftMember, RaftWitness, Saved
 from tests.simulation.cores.tasks import Promise
 
 if TYPE_CHECKING:
@@ -53,7 +46,6 @@ DiskFacts = tuple[tuple[DiskId, ...], tuple[DiskId, ...]]
 """Of a node's disks, those that are suspect, and those that are full."""
 OnOutcome = Callable[[int | BlockStoreError], None]
 ROUND_SECONDS = config.HEARTBEAT_SECONDS / 2
-PAUSE_SECONDS = (0.01, 0.1)
 
 
 def address_of(number: int) -> Address:
@@ -306,376 +298,3 @@ class NodeControl:
                 record.volume, record.name, record.kind, record.policy, record.epoch, record.owner
             )
         return View("sim", views.revision, self.leader, known[3], found)
-
-
-# --- over Raft
-
-
-class RaftControl(NodeControl):
-    def __init__(
-        self,
-        node: Node,
-        network: Network,
-        disk: RaftDisk,
-        witness: RaftWitness,
-        others: Callable[[], list[Node]],
-        sync_seconds: float,
-        log_max: int,
-    ) -> None:
-        super().__init__(node, network)
-        self._others = others
-        self._outcomes: dict[int, int | TransactionConflict] = {}
-        self.leads = Leading(
-            node,
-            self.views,
-            self.live,
-            self.commit_here,
-            self.next_request,
-            node.on_moved,
-            node.world.on_moving,
-        )
-        self._is_leading = False
-        self._rounds = 0
-        self.raft = RaftMember(
-            self.me, node, disk, witness,
-            send=self._send_raft, apply=self._apply, install=self._install, capture=self.state.to_snapshot,
-            fetch=self._fetch, on_leadership=self._on_leadership,
-            sync_seconds=sync_seconds, log_max=log_max,
-        )  # fmt: skip
-
-    def start(self) -> None:
-        self.raft.start()
-        super().start()
-
-    def stop(self) -> None:
-        self.raft.stop()
-
-    @property
-    def leader(self) -> NodeId:
-        return self.raft.core.leader
-
-    # --- Raft
-
-    def _send_raft(self, to: NodeId, message: RaftMessage) -> None:
-        target = self.network.endpoints.get(address_of(to).host)
-        if target is not None:
-            self.network.tell(self.node, target, self.me, message)
-
-    def _apply(self, index: int, command: bytes) -> None:
-        try:
-            applied = self.state.apply(decode_command(command))
-        except TransactionConflict as conflict:
-            self._outcomes[index] = conflict
-        else:
-            self._outcomes[index] = applied.revision
-            if applied.changed:
-                self.on_changed(applied.changed)
-        if len(self._outcomes) > 100:
-            del self._outcomes[next(iter(self._outcomes))]
-
-    def _install(self, state: Any) -> None:
-        self.state.restore(state)
-        self.on_changed()
-
-    def _fetch(self, source: NodeId, index: int, on_fetched: Callable[[Saved | None], None]) -> None:
-        node, cut = self.node, self.network.cut
-        target = next((other for other in self._others() if other.me == source), None)
-
-        def ask() -> None:
-            found: Saved | None = None
-            if target is not None and (node.name, target.name) not in cut and target.is_up:
-                control = target.control
-                if isinstance(control, RaftControl) and not target.is_paused:
-                    found = control.raft.snapshot()
-            if found is not None and found.index < index:
-                found = None
-            node.arrive(0.01 if found else 0.1, on_fetched, found)
-
-        node.arrive(0.005, ask)
-
-    def commit_here(self, transaction: Transaction, on_outcome: OnOutcome) -> None:
-        def on_committed(committed: int | BlockStoreError) -> None:
-            if isinstance(committed, int):
-                found = self._outcomes.get(committed)
-                on_outcome(NotLeader(self.leader) if found is None else found)
-            else:
-                on_outcome(committed)
-
-        self.raft.propose(encode_command(transaction), on_committed)
-
-    async def submit(self, transaction: Transaction, deadline: float) -> int:
-        node = self.node
-        leader = self.leader
-        while node.now() < deadline:
-            if not leader:
-                leader = self.leader or node.rng.choice([one.node for one in self.views.nodes()])
-            outcome = await self._attempt(leader, transaction, deadline)
-            if isinstance(outcome, int):
-                await self.reached(outcome, deadline)
-                return outcome
-            if isinstance(outcome, TransactionConflict):
-                raise outcome
-            leader = NodeId(int(outcome.fields[0])) if isinstance(outcome, NotLeader) else NodeId(0)
-            await node.sleep(node.rng.uniform(*PAUSE_SECONDS))
-        raise DeadlineExceeded("control could not be changed in time")
-
-    async def _attempt(
-        self, leader: NodeId, transaction: Transaction, deadline: float
-    ) -> int | BlockStoreError:
-        node = self.node
-        until = min(deadline, node.now() + config.ATTEMPT_SECONDS)
-        if leader == self.me:
-            promise = Promise[int | BlockStoreError]()
-            self.commit_here(transaction, promise.keep)
-            node.after(until - node.now(), promise.keep, DeadlineExceeded("too late"))
-            return await promise
-        answered = Promise[Answer | BlockStoreError]()
-        message = Transact(transaction.request, transaction.compares, transaction.puts, transaction.deletes)
-        self.network.post(node, address_of(leader), message, (), until, answered.keep)
-        answer = await answered
-        return answer if isinstance(answer, BlockStoreError) else int(answer.message.revision)
-
-    def handle(self, call: Incoming) -> bool:
-        message = call.message
-        if not isinstance(message, Transact):
-            return super().handle(call)
-
-        def on_outcome(outcome: int | BlockStoreError) -> None:
-            if isinstance(outcome, int):
-                call.answer(Transacted(outcome))
-            else:
-                call.fail(outcome)
-
-        self.commit_here(
-            Transaction(message.request, message.compares, message.puts, message.deletes), on_outcome
-        )
-        return True
-
-    # --- leading
-
-    def _on_leadership(self, leads: bool) -> None:
-        self._is_leading = leads
-        if leads:
-            self.node.say("leads control in term {}", self.raft.core.term)
-            self.leads.on_elected()
-            self._rounds += 1
-            self._lead(self._rounds)
-        else:
-            self.leads.on_deposed()
-
-    def _lead(self, rounds: int) -> None:
-        if not self._is_leading or rounds != self._rounds:
-            return
-        self.leads.assign()
-        if self.node.rng.random() < 0.2:
-            self._keep_members()
-            self._keep_tables()
-        self.node.after(ROUND_SECONDS, self._lead, rounds)
-
-    def _keep_members(self) -> None:
-        core, now = self.raft.core, self.node.now()
-        candidates = [
-            Candidate(
-                record,
-                self.live.is_live(record.node, now),
-                self.live.silent_seconds(record.node, now),
-                max(0, self.raft.lag_of(record.node)),
-            )
-            for record in self.views.nodes()
-        ]
-        now_in_force = Membership(core.membership.voters, core.membership.learners)
-        wanted = next_membership(now_in_force, candidates, self.me)
-        if wanted is not None:
-            self.raft.change_members(wanted.voters, wanted.learners)
-
-    def _keep_tables(self) -> None:
-        for text in tables_due(self.views):
-            self.commit_here(table_transaction(self.views, text, self.next_request()), lambda _: None)
-
-    # --- the bus
-
-    def beat(self) -> None:
-        now = self.node.now()
-        beat = self.heartbeat(now)
-        for other in self._others():
-            if other is not self.node:
-                self.network.tell(self.node, other, self.me, beat)
-        self._grant(self.me, now, now)
-
-    def _grant(self, to: NodeId, asked: float, now: float) -> None:
-        seconds = self.leads.granter.grant(to, now, self.raft.lease_until)
-        if seconds is None:
-            return
-        if to == self.me:
-            self.holder.on_granted(asked, seconds, self.revision)
-        else:
-            granted = LeaseGranted(asked, seconds, self.raft.core.term, self.revision)
-            self.network.tell(self.node, self.network.endpoints[address_of(to).host], self.me, granted)
-
-    def hear(self, sender: NodeId, message: Any) -> None:
-        if isinstance(message, Heartbeat):
-            if self.counts(sender, message) and self.raft.is_leader:
-                self._grant(sender, message.asked, self.node.now())
-        elif isinstance(message, LeaseGranted):
-            self.holder.on_granted(message.asked, message.seconds, message.revision)
-        else:
-            self.raft.receive(sender, message)
-
-
-# --- over one register
-
-
-class Register(Endpoint):
-    """Control as if it were one process that never dies: the state, its log for the copies, and the leader's
-    work. `forget` is a change of leader: the new one knows of no lease."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.is_up = True
-        self.address = address_of(0)
-        self.state = ControlState()
-        self.views = Views(self.state)
-        self.log: list[Transaction] = []
-        self.n_first = 0  # of them, those that every copy has from the beginning
-        self.live = LiveSet(NodeId(0), self.now(), 0.0)
-        self._n_requests = 0
-        self.on_moving: Callable[[tuple[Move, ...]], None] = lambda moves: None
-        self.network: Network | None = None
-        self.leads = Leading(
-            self, self.views, self.live, self.commit, self._next_request, lambda _: None, self._on_moving
-        )
-
-    def _next_request(self) -> RequestId:
-        self._n_requests += 1
-        return RequestId(SessionId(1), self._n_requests)
-
-    def _on_moving(self, moves: tuple[Move, ...]) -> None:
-        self.on_moving(moves)
-
-    def begin_leading(self) -> None:
-        self.n_first = len(self.log)
-        self.leads.on_elected()
-        self._round()
-
-    def forget(self) -> None:
-        self.leads.on_elected()
-
-    def _round(self) -> None:
-        self.leads.assign()
-        self.after(2 * ROUND_SECONDS, self._round)
-
-    def commit(self, transaction: Transaction, on_outcome: OnOutcome) -> None:
-        try:
-            applied = self.state.apply(transaction)
-        except TransactionConflict as conflict:
-            on_outcome(conflict)
-            return
-        if applied.changed:
-            self.log.append(transaction)
-        on_outcome(applied.revision)
-
-    def receive(self, call: Incoming) -> None:
-        message = call.message
-        assert isinstance(message, Transact)
-
-        def on_outcome(outcome: int | BlockStoreError) -> None:
-            if isinstance(outcome, int):
-                call.answer(Transacted(outcome))
-            else:
-                call.fail(outcome)
-
-        self.commit(Transaction(message.request, message.compares, message.puts, message.deletes), on_outcome)
-
-    def hear(self, sender: NodeId, message: Heartbeat) -> None:
-        record = self.views.node(sender)
-        now = self.now()
-        if record is None or message.incarnation < record.incarnation:
-            return
-        if not self.live.on_heartbeat(sender, message.incarnation, now, 0.0):
-            return
-        seconds = self.leads.granter.grant(sender, now, now + 1.0)
-        if seconds is not None and self.network is not None:
-            target = self.network.endpoints[address_of(sender).host]
-            granted = LeaseGranted(message.asked, seconds, 1, self.state.revision)
-            self.network.tell(self, target, NodeId(0), granted)
-
-
-class RegisterControl(NodeControl):
-    """A copy that is brought up to date now and then; between two runs of a node nothing of it is kept."""
-
-    def __init__(
-        self, node: Node, network: Network, register: Register, others: Callable[[], list[Node]]
-    ) -> None:
-        super().__init__(node, network)
-        self._register, self._others = register, others
-        self._n_applied = 0
-        self._follows = False
-        n_first = register.n_first
-        self.catch_up(node.rng.randint(n_first, max(n_first, len(register.log))))
-
-    @property
-    def leader(self) -> NodeId:
-        return NodeId(0)
-
-    def catch_up(self, n: int) -> None:
-        """Learn up to `n` more transactions."""
-        log = self._register.log
-        until = min(len(log), self._n_applied + n)
-        if until == self._n_applied:
-            return
-        while self._n_applied < until:
-            self.state.apply(log[self._n_applied])
-            self._n_applied += 1
-        self.on_changed()
-
-    @property
-    def is_behind(self) -> bool:
-        return self._n_applied < len(self._register.log)
-
-    def follow(self) -> None:
-        """Something is new: hear of it some time."""
-        if not self._follows:
-            self._follows = True
-            self.node.arrive(0.01, self._learn)
-
-    def _learn(self) -> None:
-        self._follows = False
-        self.catch_up(self.node.rng.choice((1, 1, 100)))
-        if self.is_behind:
-            self.follow()
-
-    async def submit(self, transaction: Transaction, deadline: float) -> int:
-        node = self.node
-        message = Transact(transaction.request, transaction.compares, transaction.puts, transaction.deletes)
-        while node.now() < deadline:
-            answered = Promise[Answer | BlockStoreError]()
-            until = min(deadline, node.now() + config.ATTEMPT_SECONDS)
-            self.network.post(node, self._register.address, message, (), until, answered.keep)
-            answer = await answered
-            if isinstance(answer, Answer):
-                revision = int(answer.message.revision)
-                self.catch_up(revision)
-                await self.reached(revision, deadline)
-                return revision
-            if isinstance(answer, TransactionConflict):
-                raise answer
-        raise DeadlineExceeded("control could not be changed in time")
-
-    def beat(self) -> None:
-        now = self.node.now()
-        beat = self.heartbeat(now)
-        self.network.tell(self.node, self._register, self.me, beat)
-        for other in self._others():
-            if other is not self.node and self.node.rng.random() < 0.3:
-                self.network.tell(self.node, other, self.me, beat)
-
-    def _keep_time(self) -> None:
-        if self.is_behind:
-            self.follow()
-        super()._keep_time()
-
-    def hear(self, sender: NodeId, message: Any) -> None:
-        if isinstance(message, Heartbeat):
-            self.counts(sender, message)
-        elif isinstance(message, LeaseGranted):
-            self.holder.on_granted(message.asked, message.seconds, message.revision)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from blockstore.ids import ChunkId, NodeId
 from blockstore.placement.policy import Policy
-from tests.simulation.cores.control import RaftControl
 from tests.simulation.cores.network import Endpoint
 from tests.simulation.cores.node import Node
+from tests.simulation.cores.raft_control import RaftControl
 from tests.simulation.cores.world import World
 
 NODES_MAX = 6

@@ -148,8 +148,8 @@ class Node(Endpoint):
         return self.control.told_disks()[1]
 
     def disk_facts(self) -> DiskFacts:
-        """What it tells of its disks. A disk's shell would call it full only when it has no chunk of 64 MiB left,
-        of which nobody opens one here."""
+        """What it tells of its disks. The shell of one calls it full when it has no chunk of 64 MiB left, of
+        which nobody opens one here."""
         suspect = tuple(disk for disk, shell in self.shells.items() if shell.suspect)
         return suspect, tuple(disk for disk, model in self.disks.items() if model.is_full)
 

@@ -79,7 +79,7 @@ class OwnerRun:
         self._session = SessionId(node.rng.getrandbits(62))
         self.rng: random.Random = random.Random(node.rng.getrandbits(64))
         self.policy = Policy.parse(record.policy)
-        self._cache = ValueCache(self.settings.cache_bytes)
+        self.cache = ValueCache(self.settings.cache_bytes)
         self.reader = ChunkReader(node.caller, node.table, random.Random(node.rng.getrandbits(64)))
         self._waiting: list[tuple[Incoming, VolumeCall]] = []
         self._tasks: list[Task] = []
@@ -149,10 +149,10 @@ class OwnerRun:
         )  # fmt: skip
         self._places = ChunkPlaces(self.record.volume, self.record.epoch, self.rng)
         self.core = Owner(
-            state, self.journal, self._places, self.record.epoch, node.wall(), self._cache.keep,
+            state, self.journal, self._places, self.record.epoch, node.wall(), self.cache.keep,
             chunk_bytes=settings.chunk_bytes, idle_seconds=settings.idle_seconds,
         )  # fmt: skip
-        self._reads = ReadShell(cast(OwnerWorld, node), state, self._cache)
+        self._reads = ReadShell(cast(OwnerWorld, node), state, self.cache)
         background = Background(self, self.core, taken)
         self._begin(background.tidy)
         self._begin(background.write_checkpoints)

@@ -1,10 +1,11 @@
-"""Many seeds over a few processes, and one line for each that failed."""
+"""Many seeds over a few processes, and one command for each that failed."""
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,11 +14,12 @@ from typing import Generic, TypeVar
 R = TypeVar("R")
 
 WORKERS = min(2, os.cpu_count() or 1)
-CHUNK_SEEDS = 20
-"""Seeds given to a worker at once: a few seconds, so that both end together."""
+PART_SEEDS = 20
+"""Seeds given to a process at once: a few seconds, so that all end together."""
 SEEDS_PER_COLLECTION = 5
 """A world is one cycle of objects, garbage as a whole when its seed is done. Python looks for such cycles
 much more often than that, which takes a sixth of the time."""
+TOLD_MAX = 20
 
 
 @dataclass
@@ -30,27 +32,36 @@ class Outcome(Generic[R]):
         self.failures += other.failures
 
 
-def run_seeds(run: Callable[[int], R], seeds: Iterable[int], workers: int = WORKERS) -> Outcome[R]:
-    """`run` each; it is a module's function, for processes are begun anew."""
+def run_seeds(
+    run: Callable[[int], R], seeds: Iterable[int], processes: int = WORKERS, until: float | None = None
+) -> Outcome[R]:
+    """`run` each, and begin none after `until` (of `time.time()`). `run` is a module's function, for
+    processes are begun anew."""
     ordered = list(seeds)
-    parts = [ordered[at : at + CHUNK_SEEDS] for at in range(0, len(ordered), CHUNK_SEEDS)]
+    parts = [(run, ordered[at : at + PART_SEEDS], until) for at in range(0, len(ordered), PART_SEEDS)]
     outcome = Outcome[R]()
-    if workers == 1:
-        for part in parts:
-            outcome.merge(_run_part((run, part)))
-        return outcome
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for found in pool.imap_unordered(_run_part, [(run, part) for part in parts]):
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for found in pool.imap_unordered(_run_part, parts):
             outcome.merge(found)
     return outcome
 
 
-def _run_part(work: tuple[Callable[[int], R], list[int]]) -> Outcome[R]:
-    run, seeds = work
-    outcome = Outcome[R]()
+def _run_part(part: tuple[Callable[[int], R], list[int], float | None]) -> Outcome[R]:
+    run, seeds, until = part
     gc.disable()
     gc.freeze()
+    try:
+        return run_here(run, seeds, until)
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
+def run_here(run: Callable[[int], R], seeds: Iterable[int], until: float | None = None) -> Outcome[R]:
+    outcome = Outcome[R]()
     for n, seed in enumerate(seeds):
+        if until is not None and time.time() >= until:
+            break
         if n % SEEDS_PER_COLLECTION == 0:
             gc.collect()
         try:
@@ -59,14 +70,12 @@ def _run_part(work: tuple[Callable[[int], R], list[int]]) -> Outcome[R]:
             where = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{os.path.basename(where.filename)}:{where.lineno}"
             outcome.failures.append((seed, f"{type(error).__name__} at {place}: {error}"))
-    gc.unfreeze()
-    gc.enable()
     return outcome
 
 
-def tell(kind: str, outcome: Outcome[R]) -> str:
-    """What failed, with the command that replays each."""
+def tell(outcome: Outcome[R], option: str) -> str:
+    """What failed, with the command that replays each; `option` is what the command needs for this kind."""
     return "\n".join(
-        f"{kind} seed {seed}: {why}\n  replay: python -m tests.simulation.cores {kind} {seed}"
-        for seed, why in sorted(outcome.failures)[:20]
+        f"seed {seed}: {why}\n  replay: python -m tests.simulation.cores {seed}{option}"
+        for seed, why in sorted(outcome.failures)[:TOLD_MAX]
     )

@@ -7,7 +7,7 @@ once never gets to what a world with two of them finds."""
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from tests.simulation.cores.network import Weather
 
@@ -58,6 +58,19 @@ class Settings:
     weather: Weather
     faults: tuple[str, ...]
     p_silent: float  # of a crash: nobody says that the connections are gone
+
+
+def in_words(settings: Settings) -> str:
+    return (
+        f"{settings.n_nodes} nodes with {settings.n_disks} disks each, {settings.n_clients} clients; "
+        f"volumes: {', '.join(settings.policies)}; faults: {', '.join(settings.faults)}"
+    )
+
+
+def details(settings: Settings) -> str:
+    names = [field.name for field in fields(settings)]
+    told = {"n_nodes", "n_disks", "n_clients", "policies", "faults", "keys"}
+    return ", ".join(f"{name}={getattr(settings, name)}" for name in names if name not in told)
 
 
 def draw_settings(rng: random.Random) -> Settings:

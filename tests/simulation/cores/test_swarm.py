@@ -1,7 +1,7 @@
 """The cores keep their promises under every mixture of faults; see `timed.py` and `walk.py`.
 
 Red also when the runs were not enough: each timed seed has its faults and its acknowledged operations, each
-walk all of its steps. Replay one: `python -m tests.simulation.cores timed SEED`."""
+walk all of its steps. Replay one: `python -m tests.simulation.cores SEED`, with `--walk` for a walk."""
 
 from __future__ import annotations
 
@@ -21,11 +21,18 @@ N_WALKS = 1_000
 def test_timed_seeds() -> None:
     seeds = dict.fromkeys([*kept_seeds.TIMED, *range(N_TIMED)])
     outcome = run_seeds(run_timed, seeds)
-    assert not outcome.failures, tell("timed", outcome)
-    assert len(outcome.reports) == len(seeds) >= N_TIMED
-    assert min(report.n_faults for report in outcome.reports) >= FAULTS_MIN
-    assert min(report.n_acknowledged for report in outcome.reports) >= ACKNOWLEDGED_MIN
-    assert sum(report.n_replayed for report in outcome.reports) > N_TIMED, "hardly anything was ever replayed"
+    assert not outcome.failures, tell(outcome, "")
+    reports = outcome.reports
+    assert len(reports) == len(seeds) >= N_TIMED
+    assert min(report.n_faults for report in reports) >= FAULTS_MIN
+    assert min(report.n_acknowledged for report in reports) >= ACKNOWLEDGED_MIN
+    assert sum(report.n_replayed for report in reports) > 20 * N_TIMED, "hardly anything was ever replayed"
+    assert sum(report.n_packed for report in reports) > N_TIMED, "hardly anything was ever packed"
+    print(
+        f"{len(reports):,} timed seeds: {sum(report.n_faults for report in reports):,} faults, "
+        f"{sum(report.n_acknowledged for report in reports):,} operations acknowledged, "
+        f"{sum(report.cpu_seconds for report in reports):.0f} CPU s"
+    )
 
 
 @pytest.mark.slow
@@ -33,11 +40,17 @@ def test_timed_seeds() -> None:
 def test_untimed_walks() -> None:
     seeds = dict.fromkeys([*kept_seeds.WALKS, *range(N_WALKS)])
     outcome = run_seeds(run_walk, seeds)
-    assert not outcome.failures, tell("walk", outcome)
-    assert len(outcome.reports) == len(seeds) >= N_WALKS
-    assert min(report.n_steps for report in outcome.reports) >= STEPS
-    assert sum(report.n_faults for report in outcome.reports) > 3 * N_WALKS
-    assert sum(report.n_acknowledged for report in outcome.reports) > 10 * N_WALKS
+    assert not outcome.failures, tell(outcome, " --walk")
+    reports = outcome.reports
+    assert len(reports) == len(seeds) >= N_WALKS
+    assert min(report.n_steps for report in reports) >= STEPS
+    assert sum(report.n_faults for report in reports) > 3 * N_WALKS
+    assert sum(report.n_acknowledged for report in reports) > 10 * N_WALKS
+    print(
+        f"{len(reports):,} walks: {sum(report.n_steps for report in reports):,} steps, "
+        f"{sum(report.n_faults for report in reports):,} faults, "
+        f"{sum(report.cpu_seconds for report in reports):.0f} CPU s"
+    )
 
 
 def test_one_seed_always_gives_the_same_run() -> None:

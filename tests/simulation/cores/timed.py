@@ -11,7 +11,7 @@ from blockstore.ids import ChunkId
 from tests.simulation.cores.client import Client
 from tests.simulation.cores.faults import Faults
 from tests.simulation.cores.history import Violation
-from tests.simulation.cores.settings import draw_settings
+from tests.simulation.cores.settings import details, draw_settings, in_words
 from tests.simulation.cores.world import World
 from tests.simulation.heap import Heap, Schedule
 
@@ -35,6 +35,7 @@ class Report:
     n_acknowledged: int
     n_applied: int
     n_replayed: int
+    n_packed: int
     n_steps: int
     sim_seconds: float
     cpu_seconds: float
@@ -47,9 +48,9 @@ def run_timed(seed: int, trace: list[str] | None = None) -> Report:
     rng = random.Random(seed)
     settings = draw_settings(rng)
     heap = Heap()
-    world = World(settings, heap, rng, register=False, trace=trace)
     if trace is not None:
-        trace.append(f"seed {seed}: {settings}")
+        trace += [f"seed {seed}: {in_words(settings)}", f"{'':14}{details(settings)}"]
+    world = World(settings, heap, rng, register=False, trace=trace)
     faults = Faults(world, random.Random(rng.getrandbits(64)))
     _run_with_faults(world, heap, faults)
     faults.end_all()
@@ -59,7 +60,8 @@ def run_timed(seed: int, trace: list[str] | None = None) -> Report:
     world.check_history()
     witness = world.witness
     return Report(
-        seed, world.n_faults, world.n_acknowledged, witness.n_applied, witness.n_replayed, heap.n_steps,
+        seed, world.n_faults, world.n_acknowledged, witness.n_applied, witness.n_replayed,
+        witness.n_packed, heap.n_steps,
         heap.now, time.process_time() - started, faults.counts,
     )  # fmt: skip
 

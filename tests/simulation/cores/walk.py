@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 from tests.simulation.cores.faults import Faults
-from tests.simulation.cores.settings import draw_walk_settings
+from tests.simulation.cores.settings import details, draw_walk_settings, in_words
 from tests.simulation.cores.timed import recover, replicated_chunks
 from tests.simulation.cores.world import World
 from tests.simulation.heap import Bag
@@ -39,9 +39,9 @@ def run_walk(seed: int, trace: list[str] | None = None) -> WalkReport:
     rng = random.Random(seed)
     settings = draw_walk_settings(rng)
     bag = Bag(random.Random(rng.getrandbits(64)), p_timer=0.0)
-    world = World(settings, bag, rng, register=True, trace=trace)
     if trace is not None:
-        trace.append(f"walk {seed}: {settings}")
+        trace += [f"walk {seed}: {in_words(settings)}", f"{'':14}{details(settings)}"]
+    world = World(settings, bag, rng, register=True, trace=trace)
     faults = Faults(world, random.Random(rng.getrandbits(64)))
     faults.is_over = True
     while not all(history.n_acknowledged for history in world.histories.values()):

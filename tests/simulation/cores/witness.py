@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from blockstore.codec.journal_record import JournalRecord
+from blockstore.codec.journal_record import JournalRecord, MovedRecord
 from blockstore.codec.messages import Written
 from blockstore.codec.run_file import Result, decode_version
 from blockstore.ids import ChunkId, DiskId, RequestId, VolumeId
@@ -34,6 +34,7 @@ class Witness:
     def __init__(self) -> None:
         self.n_applied = 0
         self.n_replayed = 0
+        self.n_packed = 0
         self._claims: dict[tuple[VolumeId, int], str] = {}
         self._named: set[ChunkId] = set()
         self._applied: dict[VolumeId, list[tuple[JournalRecord, Result]]] = {}
@@ -92,6 +93,8 @@ class Witness:
             raise Violation(f"volume {state.volume}: sequence {sequence} follows {len(applied)}")
         applied.append((record, result))
         self.n_applied += 1
+        if isinstance(record, MovedRecord):
+            self.n_packed += len(record.moves)
         request: RequestId | None = getattr(record, "request", None)
         if request is not None and isinstance(result, Written) and result.sequence == sequence:
             first = self._carried_out.setdefault(request, sequence)

@@ -17,22 +17,20 @@ from blockstore.errors import BlockStoreError, Corrupt
 from blockstore.ids import ChunkId, DiskId, GiB, NodeId, RequestId, SessionId
 from blockstore.node.slots_shell import file_name
 from tests.simulation.cores.client import Client
-from tests.simulation.cores.control import (
-    NodeControl,
-    RaftControl,
-    Register,
-    RegisterControl,
-    listening,
-)
-from tests.simulation.cores.history import History, Snapshot
+from tests.simulation.cores.control import NodeControl, listening
+from tests.simulation.cores.history import History, Snapshot, Violation
 from tests.simulation.cores.network import Network
 from tests.simulation.cores.node import Node
+from tests.simulation.cores.raft_control import RaftControl
 from tests.simulation.cores.raft_member import RaftDisk, RaftWitness, Saved, first_disk, joined_disk
+from tests.simulation.cores.register import Register, RegisterControl
 from tests.simulation.cores.settings import Settings
 from tests.simulation.cores.witness import Witness
 from tests.simulation.heap import Schedule
 
 GRANT_KEY = b"g" * 32
+QUEUED_MAX, PENDING_MAX, SESSIONS_MAX = 4_096, 2_000, 10_000
+EVENTS_MAX = 50_000
 
 
 class World:
@@ -246,14 +244,21 @@ class World:
     def check_bounds(self) -> None:
         for node in self.up():
             for shell in node.shells.values():
-                assert shell._n_queued <= 4_096, "a disk's queue grew past its bound"
+                _check_bound(node, "calls queued at a disk", shell._n_queued, QUEUED_MAX)
             for run in node.runs.values():
                 core = run.core
                 if core is not None:
-                    assert core.n_pending <= 2_000, "an owner has too many requests under way"
-                    assert len(core.state.sessions) <= 10_000
-        assert len(self.schedule) < 50_000, "events pile up"
+                    _check_bound(node, "requests under way at an owner", core.n_pending, PENDING_MAX)
+                    _check_bound(node, "bytes of a value cache", run.cache.size, run.cache.bytes_max)
+                    _check_bound(node, "sessions of a volume", len(core.state.sessions), SESSIONS_MAX)
+        if len(self.schedule) > EVENTS_MAX:
+            raise Violation(f"{len(self.schedule)} events are on their way: something piles up")
 
     def check_history(self) -> None:
         for history in self.histories.values():
             history.check()
+
+
+def _check_bound(node: Node, what: str, found: int, most: int) -> None:
+    if found > most:
+        raise Violation(f"{node.name}: {found} {what}, and the most is {most}")
