@@ -16,7 +16,7 @@ from blockstore.runtime.interfaces import Answer
 from blockstore.volume.checkpoint import Checkpoints, Draft, Written, journal_from
 from blockstore.volume.garbage import Garbage
 from blockstore.volume.owner import Owner
-from blockstore.volume.packing import Chosen, Item, Move, Stripe, plan, records_of
+from blockstore.volume.packing import Chosen, Item, Move, Stripe, items_of, plan, records_of
 from tests.simulation.cores.owner_record import seal_members, tell_disk
 from tests.simulation.cores.owner_takeover import Taken
 
@@ -149,7 +149,7 @@ class Background:
         n_moved = 0
         while True:
             found, start = self._state.map.placed_in(chunks, start, 4)
-            stripes, alone = plan([Item(key, version) for key, version in found], self._run.policy.k)
+            stripes, alone = plan(items_of(found), self._run.policy.k)
             for stripe in stripes:
                 n_moved += await self._move_stripe(stripe)
             for item in alone:
@@ -169,7 +169,7 @@ class Background:
         for extent in item.version.extents:
             (data,) = await self._read([(extent,)])
             extents += await self._write_packed(data)
-        await self._commit_moves([(item.key, item.version.sequence, tuple(extents))])
+        await self._commit_moves(list(item.moves(tuple(extents))))
         return 1
 
     async def _read(self, wanted: Sequence[tuple[Extent, ...]]) -> list[bytes]:
