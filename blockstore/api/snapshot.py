@@ -12,7 +12,7 @@ from blockstore.api.samples import Batch, reading_ahead
 from blockstore.api.session import VolumeSession
 from blockstore.codec.messages import SnapshotRecord
 from blockstore.config import OPERATION_SECONDS
-from blockstore.errors import NotFound
+from blockstore.errors import InvalidRequest, NotFound
 from blockstore.kinds.samples import Share
 
 
@@ -67,7 +67,10 @@ def choose_snapshot(bucket: str, records: Sequence[SnapshotRecord], wanted: str 
             if record.name == wanted:
                 return record
         raise NotFound(f"snapshot {wanted!r} of bucket {bucket!r}")
-    instant = wanted.timestamp()
+    try:
+        instant = wanted.timestamp()
+    except (OverflowError, ValueError):
+        raise InvalidRequest(f"{wanted.isoformat(sep=' ')} lies outside of what clocks can say.") from None
     earlier = [record for record in records if record.created <= instant]
     if not earlier:
         raise NotFound(f"snapshot of bucket {bucket!r} taken at or before {wanted.isoformat(sep=' ')}")

@@ -67,6 +67,8 @@ NO_CHUNK = ChunkId(VolumeId(0), 0, 0)
 _MAGIC = b"BSTFRAG\n"
 _HEADER = struct.Struct("<8sIIQQIIQQQQIIIIQQI")
 _RECORD = struct.Struct("<8I")
+OFFSET_MAX = 2**32 - 1
+"""Of a fragment's bytes: what a record can say."""
 _RECORD_BODY = struct.Struct("<7I")
 _U32 = struct.Struct("<I")
 _FRAGMENT_IDENTITY = struct.Struct("<QQQI")
@@ -266,7 +268,12 @@ def decode_records(log: Buffer, log_seed: int, tenancy: int) -> list[Record]:
     for index, fields in enumerate(_RECORD.iter_unpack(content)):
         if fields[6] == tenancy and fields[5] == index:
             at = index * RECORD_BYTES
-            if fields[7] == crc32c(content[at : at + 28], log_seed) and 0 < fields[1] <= PIECE_BYTES:
+            offset, length = fields[0], fields[1]
+            if (
+                fields[7] == crc32c(content[at : at + 28], log_seed)
+                and 0 < length <= PIECE_BYTES
+                and offset + length <= OFFSET_MAX
+            ):
                 records.append(Record(*fields))
     return records
 

@@ -117,6 +117,8 @@ class Node:
         stack.callback(nursery.cancel_scope.cancel)
         await nursery.start(partial(self.control.run, self._listening(), self._capacities()))
         self._tell_early_events()
+        for shell in self.disks.values():
+            shell.make_spares()
         self._listener = await enter(doors.listen(self._handle, self._admission))
         self.control.on_credentials_changed = self._drop_revoked
         self._follow(nodes, bus)

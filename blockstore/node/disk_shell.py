@@ -190,10 +190,14 @@ class DiskShell:
             self._tell("slot-unreadable", str(error))
 
     def start(self) -> None:
-        """Tell what recovery found, and make spare slots."""
+        """Tell what recovery found."""
         events, self._early_events = self._early_events or [], None
         for code, text in events:
             self._tell(code, text)
+
+    def make_spares(self) -> None:
+        """Make slots for the first chunks ahead of them. Not at once: a node that cannot start shall leave
+        its disks as they are."""
         self._slots.start()
 
     def close(self) -> None:

@@ -67,6 +67,7 @@ class NodeStory:
         self.shell = DiskShell(disk, DISK, CLUSTER, _no_event)
         self.shell.recover()
         self.shell.start()
+        self.shell.make_spares()
         disk.settle()
 
     def facts(self) -> NodeFacts:

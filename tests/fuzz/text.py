@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
 from blockstore.api import location
+from blockstore.api.snapshot import choose_snapshot
 from blockstore.daemon import local_cluster
 from blockstore.daemon.node_directory import NodeDirectory, parse_listen
 from blockstore.errors import BlockStoreError
 from blockstore.kinds import bucket
 from blockstore.placement.policy import Policy
 from blockstore_cli.address import is_place, parse_head, parse_place
+from blockstore_cli.history import parse_moment
 from tests.fuzz.decoder import Decoder
 from tests.fuzz.mutator import TEXT
+
+if TYPE_CHECKING:
+    import blockstore
 
 
 class _FakeFile:
@@ -154,6 +159,25 @@ def _place() -> Decoder:
     return Decoder(decode, corpus, tokens=TEXT)
 
 
+class _NoSnapshots:
+    name = "photos"
+
+    def snapshots(self) -> list[object]:
+        return []
+
+
+def _moment() -> Decoder:
+    bucket = cast("blockstore.Bucket", _NoSnapshots())
+
+    def decode(data: bytes) -> object:
+        moment = parse_moment(bucket, _text(data))
+        _refused(lambda _: choose_snapshot("photos", [], moment), "")
+        return moment
+
+    corpus = [b"2026-11-23 18:30", b"2026-11-23T18:30:00.5+01:00", b"0001-01-01", b"9999-12-31T23:59-12:00"]
+    return Decoder(decode, corpus, tokens=TEXT)
+
+
 def _policy() -> Decoder:
     corpus = [b"replicated(3)", b"ec(4,2)", b"ec(4,2,domain=zone)", b" EC( 2 , 1 )"]
     return Decoder(lambda data: Policy.parse(_text(data)), corpus, tokens=TEXT)
@@ -167,5 +191,6 @@ TEXTS = {
     "location": _location(),
     "config": _config(),
     "place": _place(),
+    "moment": _moment(),
     "policy": _policy(),
 }

@@ -82,6 +82,7 @@ class Node(Endpoint):
             shell = DiskShell(disk, disk_id, CLUSTER, self._on_disk_event)
             shell.recover()
             shell.start()
+            shell.make_spares()
             self.shells[disk_id] = shell
         self.control = self.world.make_control(self)
         self.server = FragmentServer(self.shells, self, lambda: self.control.views.cluster().grant_key)

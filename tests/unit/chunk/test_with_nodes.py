@@ -59,6 +59,7 @@ class Machines:
             shell = DiskShell(disk, DiskId(number), "test", lambda code, text: None)
             shell.recover()
             shell.start()
+            shell.make_spares()
             self._serve(number, FragmentServer({DiskId(number): shell}, self.clock, lambda: KEY))
         self.nodes = NodeTable()
         views = tuple(

@@ -41,6 +41,7 @@ class Bench:
         self.shell = DiskShell(self.disk, DISK, CLUSTER, lambda code, text: self.events.append((code, text)))
         self.shell.recover()
         self.shell.start()
+        self.shell.make_spares()
 
     def restart(self) -> None:
         """Everything ends in order and begins again."""

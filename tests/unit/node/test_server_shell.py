@@ -93,6 +93,7 @@ class Node:
         for shell in self.shells.values():
             shell.recover()
             shell.start()
+            shell.make_spares()
         self.server = FragmentServer(self.shells, RealClock(), lambda: KEY)
         self.settle()
 
