@@ -1,8 +1,8 @@
 """One planted bug: what its file says, and the source with it.
 
-A hunk is found by its text and not by its line numbers, so that edits elsewhere in a file leave the patch as
-it is; text that is not there exactly once makes the patch stale, and a stale patch is an error, never a bug
-that is passed over.
+A hunk is found by its text and not by its line numbers, and lines around the change may be others by now, as
+long as the rest is in one place and no other: so most edits to a file leave the patch as it is. Where that
+fails the patch is stale, and a stale patch is an error, never a bug that is passed over.
 
     # <what the bug is, and the invariant that it breaks>
     # killer: tests/unit/...py::test_...            a check of the default run
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product, takewhile
 from pathlib import Path
 
 PATCHES = Path(__file__).parent / "patches"
@@ -64,11 +65,33 @@ class Mutant:
             content = changed.get(hunk.path, source.get(hunk.path))
             if content is None:
                 raise Stale(f"{self.name}: there is no {hunk.path}")
-            n_found = content.count(hunk.before)
-            if n_found != 1:
-                raise Stale(f"{self.name}: its lines are {n_found} times in {hunk.path}:\n{hunk.before}")
-            changed[hunk.path] = content.replace(hunk.before, hunk.after)
+            changed[hunk.path] = _replace(self.name, content, hunk)
         return changed
+
+
+def _replace(name: str, content: str, hunk: Hunk) -> str:
+    """The hunk carried out at the one place that has its lines, or as many of them as can be found."""
+    for before, after in _with_less_and_less_around(hunk):
+        n_found = content.count(before)
+        if n_found == 1:
+            return content.replace(before, after)
+        if n_found > 1:
+            raise Stale(f"{name}: its lines are {n_found} times in {hunk.path}:\n{before}")
+    raise Stale(f"{name}: its lines are 0 times in {hunk.path}:\n{hunk.before}")
+
+
+def _with_less_and_less_around(hunk: Hunk) -> list[tuple[str, str]]:
+    before, after = hunk.before.splitlines(keepends=True), hunk.after.splitlines(keepends=True)
+    top = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))))
+    most = min(len(before), len(after)) - top  # a line is not counted above and below
+    below = zip(reversed(before), reversed(after), strict=False)
+    bottom = min(most, len(list(takewhile(lambda pair: pair[0] == pair[1], below))))
+    cuts = sorted(product(range(top + 1), range(bottom + 1)), key=sum)
+    return [
+        ("".join(before[above : len(before) - under]), "".join(after[above : len(after) - under]))
+        for above, under in cuts
+        if above + under < len(before)
+    ]
 
 
 def load_mutants(folder: Path = PATCHES) -> list[Mutant]:

@@ -116,6 +116,18 @@ def test_a_file_that_is_no_planted_bug_is_refused(text: str) -> None:
         parse("x", text)
 
 
+def test_lines_around_the_change_may_be_others_by_now() -> None:
+    mutant = parse("x", PATCH.format(name="x", wrong="x"))
+    above, changed = SOUND.splitlines(keepends=True)
+    assert mutant.apply({"thing.py": "def twice(y):\n" + changed}) == {
+        "thing.py": "def twice(y):\n    return x\n"
+    }
+    with pytest.raises(Stale, match="2 times"):
+        mutant.apply({"thing.py": changed + changed})
+    with pytest.raises(Stale, match="0 times"):
+        mutant.apply({"thing.py": above})
+
+
 def test_a_line_that_occurs_twice_is_no_place() -> None:
     mutant = parse("x", PATCH.format(name="x", wrong="x"))
     assert mutant.apply({"thing.py": SOUND}) == {"thing.py": SOUND.replace("2 * x", "x")}
