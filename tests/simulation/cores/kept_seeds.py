@@ -14,4 +14,7 @@ TIMED: dict[int, str] = {
     82: "a data chunk was sealed at its members below a reference that waited in the journal: an"
     " acknowledged value was lost (now the end is told when it is durable: volume/owner.py, take_ended)",
 }
-WALKS: dict[int, str] = {}
+WALKS: dict[int, str] = {
+    3746: "the simulation's own mistake: a node that learned of its claim and of its successor at once served"
+    " nevertheless, because its owner was begun by a task that was about to end",
+}

@@ -178,9 +178,11 @@ class ModelDisk:
         self.later(job)
 
     def read_file(self, name: str) -> bytes | None:
-        """Without the zeros at its end."""
         content = self.contents.get(name)
-        return None if content is None else bytes(content.parts.get(0, b""))
+        if content is None:
+            return None
+        assert content.size <= MiB, "a small file"
+        return bytes(content.parts.get(0, b"")).ljust(content.size, b"\0")
 
     def replace_file(self, name: str, content: bytes) -> None:
         fresh = self.contents[name] = _Content(len(content))

@@ -216,11 +216,15 @@ class Node(Endpoint):
             task = self._owning.pop(volume, None)
             if task is not None:
                 self.schedule.soon(self.end, task)
-            run = self.runs.pop(volume, None)
-            if run is not None:
-                run.end("another was named")
+            self._end_run(volume)
+            self.schedule.soon(self._end_run, volume)  # which the task may begin before it ends
         for volume in begun:
             self._owning[volume] = self.begin(self._own(volume))
+
+    def _end_run(self, volume: VolumeId) -> None:
+        run = self.runs.pop(volume, None)
+        if run is not None:
+            run.end("another was named")
 
     async def _own(self, volume: VolumeId) -> None:
         while True:

@@ -26,7 +26,7 @@ def serving_world() -> tuple[World, Heap]:
     settings.n_nodes, settings.policies = 3, ("replicated(3)",)
     settings.n_clients = 2
     heap = Heap()
-    world = World(settings, heap, rng, register=False)
+    world = World(settings, heap, rng, register=False, trace=[])
     while world.n_acknowledged < 30:
         heap.run_until(heap.now + 0.05)
     return world, heap
@@ -42,6 +42,7 @@ def test_a_world_without_faults_recovers() -> None:
     world.check_disks()
     world.check_bounds()
     world.check_history()
+    assert not [line for line in world.trace or () if "damaged" in line or "failed" in line]
 
 
 def test_a_store_that_does_not_come_back_is_found() -> None:
