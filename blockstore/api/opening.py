@@ -72,6 +72,8 @@ def check_directories(place: Directories, create: bool) -> None:
         return
     if not create:
         raise NotAStore(str(first), _why_no_store(first))
+    if (first / "setup.part").exists():
+        return  # making it was interrupted, and is taken up again
     for path in place.paths:
         if path.exists() and (found := next(path.iterdir(), None)) is not None:
             raise NotAStore(str(path), f"it holds other things ({found.name}); name an empty directory")

@@ -362,7 +362,10 @@ class Calls:
             message.host, message.port, message.bus_port, message.unix, message.host_id, message.curve_public
         )
 
-        def build() -> Transaction:
+        def build() -> Transaction | None:
+            known = views.node_by_fingerprint(fingerprint) if fingerprint else None
+            if known is not None and known.incarnation == 0:
+                return None  # it has not run yet, and asks again: its first answer was lost
             return commands.join_node(
                 views,
                 listening=listening,

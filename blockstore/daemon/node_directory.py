@@ -59,6 +59,11 @@ class NodeDirectory:
         return self.path / "node.pem"
 
     @property
+    def part(self) -> Path:
+        """Present while the node is being made (`setup_places.py`)."""
+        return self.path / "setup.part"
+
+    @property
     def bus_key(self) -> Path:
         return self.path / "bus.key"
 

@@ -1,8 +1,8 @@
 """Making clusters, nodes and embedded stores on disk: once, before anything runs.
 
 Each ends by writing node.json (and a disk by its superblock), so what was interrupted is not taken for
-whole. Blocking; each runs an event loop of its own for as long as it takes, so none may be called from
-inside one."""
+whole, and can be repeated (`setup_places.py`). Blocking; each runs an event loop of its own for as long as it
+takes, so none may be called from inside one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import errno
 import os
 import random
 import secrets
-import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,31 +29,27 @@ from blockstore.config import OPERATION_SECONDS
 from blockstore.control.bootstrap import bootstrap_cluster, bootstrap_node
 from blockstore.daemon.node_directory import (
     LOOPBACK,
-    DiskPlace,
     NodeDirectory,
     NodeFile,
     host_id,
     parse_listen,
-    sync_directory,
 )
+from blockstore.daemon.setup_places import SetupPlaces
 from blockstore.errors import (
     AddressInUse,
     AlreadyExists,
     BlockStoreError,
     InvalidRequest,
-    NotAStore,
     ProtocolViolation,
     Unavailable,
-    of_path,
 )
 from blockstore.ids import DiskId, NodeId, RequestId, SessionId
-from blockstore.node.disk_shell import format_disk
-from blockstore.runtime.interfaces import Address
+from blockstore.runtime.interfaces import Address, Disk
 from blockstore.runtime.real_bus import BusKeys
 from blockstore.runtime.real_clock import RealClock
 from blockstore.runtime.real_disk import open_real_disk
 from blockstore.runtime.real_net import RealNetwork
-from blockstore.runtime.secret_file import write_secret_file
+from blockstore.runtime.secret_file import read_secret_file, write_secret_file
 from blockstore.runtime.tls import client_context
 from blockstore.version import RELEASE
 
@@ -84,22 +80,14 @@ def init_cluster(
     bus_port = _bus_port(port, bus_port)
     if security == "plain" and host not in LOOPBACK:
         raise InvalidRequest(f"A plain cluster listens on loopback only, not on {host}; leave out --plain.")
-    cluster = secrets.token_hex(8)
-    places = _Places(directory, disks)
     node = NodeId(1)
     keys = BusKeys.generate() if security == "tls" else None
     fingerprint, admin_record = "", None
-    with places.made():
+    with SetupPlaces(directory, disks) as places:
         if keys is not None:
-            authority = credential.create_authority(name)
-            bundle = credential.issue(authority, "node", str(node))
-            admin = credential.issue(authority, "client", ADMIN, with_authority=True)
-            credential.write_bundle(str(places.node.bundle), bundle)
-            write_secret_file(str(places.node.bus_key), keys.secret, "bus key")
             credentials_out = credentials_out or directory / "admin.pem"
-            if os.path.lexists(credentials_out):
-                raise AlreadyExists(f"file {credentials_out}")
-            credential.write_bundle(str(credentials_out), admin)
+            bundle, admin = _first_credentials(name, places.node, credentials_out)
+            write_secret_file(str(places.node.bus_key), keys.secret, "bus key")
             fingerprint = bundle.fingerprint
             admin_record = CredentialRecord(ADMIN, "admin", admin.fingerprint)
         listening = Address(host, port, places.node.unix_path(), host_id())
@@ -108,16 +96,10 @@ def init_cluster(
             b"" if keys is None else keys.public, zone or (f"host-{node}",), fingerprint,
         )  # fmt: skip
         disk_ids = tuple(DiskId(1 + i) for i in range(len(places.disks)))
-        places.format(
-            disk_ids,
-            cluster,
-            ClusterRecord(cluster, name, time.time(), security, secrets.token_bytes(KEY_BYTES)),
-            node_record,
-            admin_record,
-        )
+        _found(places, disk_ids, name, security, node_record, admin_record)
         places.finish(
             NodeFile(
-                cluster, name, node, security, host, port, bus_port, node_record.zone,
+                places.token, name, node, security, host, port, bus_port, node_record.zone,
                 places.disk_places(disk_ids),
             )
         )  # fmt: skip
@@ -127,32 +109,56 @@ def init_cluster(
 def init_embedded(directories: Sequence[Path]) -> None:
     """Make a store that a program embeds: one node, nothing that listens. The first directory is the node's
     own; with one directory its disk is in it, with several each is a disk."""
-    cluster = secrets.token_hex(8)
-    places = _Places(directories[0], [path / "disk" for path in directories] if len(directories) > 1 else ())
     node = NodeId(1)
-    with places.made():
+    disks = [path / "disk" for path in directories] if len(directories) > 1 else ()
+    with SetupPlaces(directories[0], disks) as places:
         disk_ids = tuple(DiskId(1 + i) for i in range(len(places.disks)))
         record = NodeRecord(node, 0, "embedded", 0, 0, "", "", b"", ("embedded",), "")
-        places.format(
-            disk_ids,
-            cluster,
-            ClusterRecord(cluster, "embedded", time.time(), "plain", secrets.token_bytes(KEY_BYTES)),
-            record,
-            None,
-        )
+        _found(places, disk_ids, "embedded", "plain", record, None)
         places.finish(
             NodeFile(
-                cluster,
-                "embedded",
-                node,
-                "embedded",
-                "embedded",
-                0,
-                0,
-                record.zone,
+                places.token, "embedded", node, "embedded", "embedded", 0, 0, record.zone,
                 places.disk_places(disk_ids),
             )
-        )
+        )  # fmt: skip
+
+
+def _found(
+    places: SetupPlaces,
+    disk_ids: Sequence[DiskId],
+    name: str,
+    security: Security,
+    node: NodeRecord,
+    admin: CredentialRecord | None,
+) -> None:
+    """A new cluster, whose only node this is. Its id is the setup's token."""
+    cluster = ClusterRecord(places.token, name, time.time(), security, secrets.token_bytes(KEY_BYTES))
+    trio.run(places.format_disks, disk_ids, cluster.id)
+    capacities = places.capacities()
+
+    def make(disk: Disk) -> None:
+        bootstrap_cluster(disk, cluster=cluster, node=node, disk_bytes=capacities, admin=admin, rng=_chance())
+
+    trio.run(_bootstrap, places, make)
+
+
+def _first_credentials(
+    name: str, node: NodeDirectory, credentials_out: Path
+) -> tuple[credential.Bundle, credential.Bundle]:
+    """The node's and the administrator's: those that an interrupted setup left, or new ones. AlreadyExists
+    for any other file: it may be some authority's only key."""
+    if node.bundle.exists() and os.path.lexists(credentials_out):
+        bundle, admin = (credential.read_bundle(str(path)) for path in (node.bundle, credentials_out))
+        if bundle.ca_certificate == admin.ca_certificate:
+            return bundle, admin
+    if os.path.lexists(credentials_out):
+        raise AlreadyExists(f"file {credentials_out}")
+    authority = credential.create_authority(name)
+    bundle = credential.issue(authority, "node", "1")
+    admin = credential.issue(authority, "client", ADMIN, with_authority=True)
+    credential.write_bundle(str(node.bundle), bundle)
+    credential.write_bundle(str(credentials_out), admin)
+    return bundle, admin
 
 
 def join_cluster(
@@ -165,7 +171,8 @@ def join_cluster(
     disks: Sequence[Path] = (),
     zone: tuple[str, ...] = (),
 ) -> NodeId:
-    """Bring this machine into the cluster at `store`, as a new node in an empty or missing directory.
+    """Bring this machine into the cluster at `store`, as a new node in an empty or missing directory. What
+    was interrupted, or found nobody to answer, can be repeated and then makes the same node.
 
     Its ports are tried first: the cluster would wait for ever for a node that can never start."""
     host, port = parse_listen(listen)
@@ -179,14 +186,8 @@ def join_cluster(
         raise InvalidRequest(
             "To join a cluster from another machine, name the administrator's --credentials."
         )
-    places = _Places(directory, disks)
-    with places.made():
-        keys, bundle = None, None
-        if admin is not None:
-            keys = BusKeys.generate()
-            bundle = credential.issue(admin.authority, "node", f"n-{secrets.token_hex(6)}")
-            credential.write_bundle(str(places.node.bundle), bundle)
-            write_secret_file(str(places.node.bus_key), keys.secret, "bus key")
+    with SetupPlaces(directory, disks) as places:
+        keys, bundle = (None, None) if admin is None else _node_keys(places.node, admin)
         request = JoinNode(
             b"" if bundle is None else bundle.der,
             host,
@@ -197,10 +198,17 @@ def join_cluster(
             b"" if keys is None else keys.public,
             zone,
             places.capacities(),
-            RequestId(SessionId(secrets.randbits(63)), 1),
+            RequestId(SessionId(int(places.token, 16) >> 1), 1),
         )
-        joined, snapshot = trio.run(_join, seeds, admin, request)
-        places.format_joined(joined, snapshot)
+        places.keep()
+        try:
+            joined, snapshot = trio.run(_join, seeds, admin, request)
+        except BlockStoreError as error:
+            if not error.retry:
+                places.forget()  # refused, so nobody knows of this node
+            raise
+        trio.run(places.format_disks, joined.disks, joined.cluster)
+        trio.run(_bootstrap, places, partial(bootstrap_node, joined=snapshot, rng=_chance()))
         places.finish(
             NodeFile(
                 joined.cluster, joined.cluster, joined.node, security, host, port,
@@ -208,6 +216,19 @@ def join_cluster(
             )
         )  # fmt: skip
     return joined.node
+
+
+def _node_keys(node: NodeDirectory, admin: credential.Bundle) -> tuple[BusKeys, credential.Bundle]:
+    """Those that an interrupted join left, for the cluster may know them by now; or new ones."""
+    if node.bundle.exists() and node.bus_key.exists():
+        bundle = credential.read_bundle(str(node.bundle))
+        if bundle.ca_certificate == admin.ca_certificate:
+            return BusKeys.from_secret(read_secret_file(str(node.bus_key), "bus key")), bundle
+    keys = BusKeys.generate()
+    bundle = credential.issue(admin.authority, "node", f"n-{secrets.token_hex(6)}")
+    credential.write_bundle(str(node.bundle), bundle)
+    write_secret_file(str(node.bus_key), keys.secret, "bus key")
+    return keys, bundle
 
 
 def _bus_port(port: int, bus_port: int | None) -> int:
@@ -280,102 +301,9 @@ async def _join(
     raise Unavailable(f"No node of the cluster could take the new one in: {last}{hint}.")
 
 
-class _Places:
-    """The directories that are being made. What `made` did not finish it removes, as far as it made it."""
-
-    def __init__(self, directory: Path, disks: Sequence[Path]) -> None:
-        self.node = NodeDirectory(directory)
-        self.disks = list(disks) or [directory / "disk-1"]
-        self._made: list[Path] = []
-
-    def made(self) -> _Places:
-        return self
-
-    def __enter__(self) -> None:
-        if self.node.exists():
-            raise AlreadyExists(f"node in {self.node.path}")
-        try:
-            for path in (self.node.path, *self.disks):
-                if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                    why = "is not empty" if path.is_dir() else "is not a directory"
-                    raise NotAStore(str(path), f"it {why}; a node is made in an empty or missing directory")
-            for path in (self.node.path, self.node.control, *self.disks):
-                for folder in reversed((path, *path.parents)):
-                    if not folder.exists():
-                        folder.mkdir()
-                        self._made.append(folder)
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            return
-        for path in reversed(self._made):
-            shutil.rmtree(path, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise of_path(error, str(self.node.path)) from error
-
-    def capacities(self) -> tuple[int, ...]:
-        return tuple(shutil.disk_usage(path).total for path in self.disks)
-
-    def disk_places(self, disk_ids: Sequence[DiskId]) -> tuple[DiskPlace, ...]:
-        return tuple(
-            DiskPlace(
-                disk,
-                os.path.relpath(path, self.node.path)
-                if _within(path, self.node.path)
-                else str(path.resolve()),
-            )
-            for disk, path in zip(disk_ids, self.disks, strict=True)
-        )
-
-    def format(
-        self,
-        disk_ids: Sequence[DiskId],
-        cluster: str,
-        cluster_record: ClusterRecord,
-        node_record: NodeRecord,
-        admin: CredentialRecord | None,
-    ) -> None:
-        """A new cluster's first node."""
-
-        async def work() -> None:
-            await self._format_disks(disk_ids, cluster)
-            async with open_real_disk(self.node.control) as disk:
-                bootstrap_cluster(
-                    disk,
-                    cluster=cluster_record,
-                    node=node_record,
-                    disk_bytes=self.capacities(),
-                    admin=admin,
-                    rng=_chance(),
-                )
-
-        trio.run(work)
-
-    def format_joined(self, joined: Joined, snapshot: bytes) -> None:
-        async def work() -> None:
-            await self._format_disks(joined.disks, joined.cluster)
-            async with open_real_disk(self.node.control) as disk:
-                bootstrap_node(disk, snapshot, _chance())
-
-        trio.run(work)
-
-    async def _format_disks(self, disk_ids: Sequence[DiskId], cluster: str) -> None:
-        for disk_id, path in zip(disk_ids, self.disks, strict=True):
-            async with open_real_disk(path) as disk:
-                format_disk(disk, disk_id, cluster)
-
-    def finish(self, facts: NodeFile) -> None:
-        """Every name that leads to the node is durable before the file that makes it one."""
-        for folder in dict.fromkeys(path.parent for path in self._made):
-            sync_directory(folder)
-        self.node.write(facts)
-
-
-def _within(path: Path, directory: Path) -> bool:
-    return path.resolve().is_relative_to(directory.resolve())
+async def _bootstrap(places: SetupPlaces, make: Callable[[Disk], object]) -> None:
+    async with open_real_disk(places.node.control) as disk:
+        make(disk)
 
 
 def _chance() -> random.Random:
