@@ -35,7 +35,7 @@ STAGGERS = (0, 2, None)
 DEPTH = 1
 """Crashes within a recovery from a crash."""
 
-USE_EVERY = 4
+USE_EVERY = 8
 """Of so many different recovered disks one is used further, and crashes again."""
 
 

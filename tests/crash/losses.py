@@ -147,6 +147,8 @@ def _few(choices: Sequence[Sequence[FileState | None]]) -> Iterator[tuple[FileSt
 
 def _file_losses(file: FileState, bound: int) -> list[FileState]:
     """The first is with nothing stored, the last with everything."""
+    if not file.dirty:
+        return [FileState(file.size, file.stored)]
     sectors = _sectors(file)
     counts = [len(sector.versions) for sector in sectors]
     if prod(counts) <= bound:
@@ -176,7 +178,10 @@ def _with_sectors(base: dict[int, bytes], sectors: Sequence[_Sector], fate: Sequ
 
 def _sectors(file: FileState) -> list[_Sector]:
     """Those whose content is not certain."""
-    pages = {page: bytearray(content) for page, content in file.stored}
+    touched = set[int]()
+    for offset, data in file.dirty:
+        touched.update(range(offset // PAGE_BYTES, (offset + len(data) - 1) // PAGE_BYTES + 1))
+    pages = {page: bytearray(content) for page, content in file.stored if page in touched}
     versions = dict[int, list[bytes]]()
     writes = dict[int, list[int]]()
     edges = set[int]()
