@@ -66,9 +66,12 @@ class PreVoteAnswer(_Value, frozen=True, tag=2):
 
 
 class Vote(_Value, frozen=True, tag=3):
+    """`handover`: the leader of the term before resigned, so nobody need wait out its lease."""
+
     term: int
     last_index: int
     last_term: int
+    handover: bool = False
 
 
 class VoteAnswer(_Value, frozen=True, tag=4):
@@ -138,6 +141,12 @@ class ReadAnswer(_Value, frozen=True, tag=10):
     index: int
 
 
+class StandNow(_Value, frozen=True, tag=11):
+    """From the leader of `term`, which has just resigned: stand, without waiting for an election's time."""
+
+    term: int
+
+
 RaftMessage = (
     PreVote
     | PreVoteAnswer
@@ -149,6 +158,7 @@ RaftMessage = (
     | SnapshotOffer
     | ReadAsk
     | ReadAnswer
+    | StandNow
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from blockstore.codec.raft_messages import (
+    NOBODY,
     Append,
     AppendAnswer,
     AppendRefused,
     RaftMessage,
     SnapshotOffer,
 )
-from blockstore.config import ELECTION_SECONDS_MAX, HEARTBEAT_SECONDS, RAFT_READS_MAX
+from blockstore.config import ELECTION_SECONDS_MAX, ELECTION_SECONDS_MIN, HEARTBEAT_SECONDS, RAFT_READS_MAX
 from blockstore.consensus.log_view import LogView
 from blockstore.consensus.membership import Membership
 from blockstore.consensus.progress import Mode, Progress
@@ -199,6 +200,17 @@ class Leadership:
         """No majority answers: another may have been elected, and we must not pretend (section 6.2)."""
         late = now - self.heard_quorum_at(now) > ELECTION_SECONDS_MAX
         return late and self.rounds.unanswered >= SILENT_ROUNDS_MIN
+
+    def heir(self, now: float) -> NodeId:
+        """Of the voters heard lately, the one that has most of the log; NOBODY if there is none."""
+        heard = [
+            (progress.match, node)
+            for node, progress in self.progress.items()
+            if node in self._membership.voters
+            and not progress.doubt
+            and now - progress.heard <= ELECTION_SECONDS_MIN
+        ]
+        return max(heard)[1] if heard else NOBODY
 
     def is_caught_up(self, node: NodeId, now: float) -> bool:
         """Fit to become a voter: sound, answering, and behind by no more than it gets in a moment."""

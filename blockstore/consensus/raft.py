@@ -41,6 +41,7 @@ from blockstore.codec.raft_messages import (
     ReadAnswer,
     ReadAsk,
     SnapshotOffer,
+    StandNow,
     Vote,
     VoteAnswer,
     encode_members,
@@ -167,6 +168,8 @@ class Raft:
                     self.leading.read(sender, message.number, now)
             case ReadAnswer():
                 self._on_read(message.number, message.index)
+            case StandNow():
+                self._on_stand_now(sender, message, now)
         return self._ready(now)
 
     def propose(self, commands: Sequence[bytes], now: float) -> Ready:
@@ -191,6 +194,15 @@ class Raft:
         leading.welcome_members(now)
         leading.replicate()
         leading.beat(now)
+        return self._ready(now)
+
+    def resign(self, now: float) -> Ready:
+        """Lead no more, and let the best of the others stand at once. Nothing happens when we do not lead, or
+        no other voter is heard. What was proposed and is not committed may get lost, as with any leader's
+        end."""
+        if self.leading is not None and (heir := self.leading.heir(now)) != NOBODY:
+            self._follow(self.term, NOBODY, now)
+            self._emit(heir, StandNow(self.term))
         return self._ready(now)
 
     def read(self, numbers: Sequence[int], now: float) -> Ready:
@@ -274,6 +286,12 @@ class Raft:
     def _follow(self, term: int, leader: NodeId, now: float) -> None:
         self.voting.follow(term, leader, now)
         self._settle(False, now)
+
+    def _on_stand_now(self, sender: NodeId, message: StandNow, now: float) -> None:
+        """One that comes late, when its term is over, means nothing."""
+        may_stand = not self.doubt and self.me in self.membership.voters and self.leading is None
+        if may_stand and message.term == self.term and self.leader in (sender, NOBODY):
+            self._settle(self.voting.stand(now, handover=True), now)
 
     def _require_leading(self) -> Leadership:
         if self.leading is None:

@@ -11,6 +11,8 @@ here:
 - A torn batch is overwritten. A damaged one never is, nor what follows it: the log goes on in a new segment,
   anew from the snapshot on, and `load` says that this node is in doubt (`consensus/raft.py` says what that
   means). The word of doubt is durable before the new segment exists.
+- A full disk is waited for: an append that needs a new segment is not done before there is room for one, so
+  this member promises nothing meanwhile, and goes on from there.
 - A snapshot is durable, twice, before the entries it replaces are removed. A snapshot from another member is
   durable before the log is begun anew behind it; a crash between the two leaves a log that does not contain
   the snapshot's last entry, and then `load` does what was left undone.
@@ -21,6 +23,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from blockstore.codec.raft_file import (
@@ -42,7 +45,7 @@ from blockstore.codec.raft_file import (
 from blockstore.codec.raft_messages import Entry
 from blockstore.config import RAFT_SEGMENT_BYTES
 from blockstore.consensus.raft_replay import Replay, runs
-from blockstore.errors import AlreadyExists, BlockStoreError, Corrupt, NotAStore
+from blockstore.errors import AlreadyExists, BlockStoreError, Corrupt, NoSpace, NotAStore
 from blockstore.runtime.interfaces import Disk, File, Write
 from blockstore.runtime.unreadable import read_or_nothing
 
@@ -129,6 +132,16 @@ class RaftLog:
         """The last batch has nothing behind it that would show that it was durable."""
         return not self._last_is_mark
 
+    @property
+    def waits_for_room(self) -> bool:
+        """The disk is full, and the batch under way cannot be written before it is not."""
+        return self._waits_for_spare and not self._making_spare
+
+    def try_again(self) -> None:
+        """There may be room now."""
+        if self.waits_for_room:
+            self._make_spare()
+
     def append(self, entries: Sequence[Entry], on_done: OnDone) -> None:
         """Make them durable. Each voids what the log has from its index on."""
         self._start([Batch(0, run[0].index, run) for run in runs(entries)], on_done)
@@ -201,7 +214,9 @@ class RaftLog:
         def on_header(error: BlockStoreError | None) -> None:
             self._making_spare = False
             if error is not None:
-                self._spare = None  # no space: asked for again when it is needed, and then it is an error
+                self._spare = None  # asked for again when it is needed
+            if isinstance(error, NoSpace):
+                return  # until `try_again`
             if self._waits_for_spare and not self._closed:
                 self._waits_for_spare = False
                 self._error = self._error or error
@@ -300,7 +315,8 @@ class RaftLog:
             raise NotAStore(self._disk.path, "it has no control log")
         newest = max(whole, key=lambda snapshot: snapshot.index)
         if any(snapshot != newest for snapshot in found):
-            self.save_snapshot(newest)
+            with suppress(NoSpace):  # it is whole once, and written twice again with the next
+                self.save_snapshot(newest)
         return newest
 
     def _load_vote(self) -> tuple[HardState | None, bool]:
@@ -345,8 +361,10 @@ class RaftLog:
         file = self._disk.open(segment_name(tail.header.number))
         file.write([Write(tail.last_offset, [tail.last])])
         self._current = _Segment(tail.header, file, self._segments[-1][1], tail.offset)
-        if not tail.last_is_mark:
+        self._last_is_mark = tail.last_is_mark
+        if not tail.last_is_mark and tail.offset + batch_bytes(()) <= RAFT_SEGMENT_BYTES:
             self._write_now(Batch(self._sequence + 1, next_index))
+            self._last_is_mark = True
 
     def _rewrite(self, next_index: int, entries: tuple[Entry, ...]) -> None:
         number = max(self._superseded, default=0) + 1

@@ -7,6 +7,7 @@ all that has come, and writes what is to be durable with one sync while more com
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
@@ -33,6 +34,7 @@ from blockstore.consensus.membership import Membership
 from blockstore.consensus.quorum import quorum_size
 from blockstore.consensus.raft import Raft, Ready
 from blockstore.consensus.raft_log import RaftLog
+from blockstore.consensus.voting import Role
 from blockstore.consensus.waiting_shell import Waiter, Waiting
 from blockstore.errors import (
     BlockStoreError,
@@ -40,6 +42,7 @@ from blockstore.errors import (
     Corrupt,
     DeadlineExceeded,
     InvalidRequest,
+    NoSpace,
     NotLeader,
     ProtocolViolation,
     QuorumLost,
@@ -57,6 +60,9 @@ leader's."""
 IDLE_SECONDS = 1.0
 """After so long without a write the log's last batch gets its mark: not after each write, for it costs a
 sync."""
+
+ROOM_SECONDS = 0.5
+"""Between two looks whether a full disk has room again."""
 
 
 def bootstrap(disk: Disk, me: NodeId, initial_snapshot: bytes, rng: random.Random) -> None:
@@ -116,6 +122,7 @@ class RaftNode:
         self._fetched: Snapshot | None = None
         self._snapshot_index = 0
         self._bytes_since_snapshot = 0
+        self._full_until = -math.inf
 
     # --- what others see
 
@@ -203,6 +210,19 @@ class RaftNode:
             if self._core is not None:
                 self._core.forget_read(number)
 
+    def resign(self) -> None:
+        """Lead no more: another member does within a few messages' time. Nothing happens at one that does not
+        lead, or that hears no other voter."""
+        core = self._core
+        if core is None or core.role is not Role.LEADER:
+            return
+        self._carry_out(core.resign(self._clock.now()))  # its task's steps do not await, so it is at rest
+        if core.leader != self.me:
+            doubt = "This node has just ceased to lead; whether the command was carried out is not known."
+            self._waiting.fail_entries(Unavailable(doubt))
+        self._notice_leadership(core)
+        self._wake.set()
+
     async def _ask_leader(self, waiter: Waiter, deadline: float) -> int:
         core = self._require_running()
         if core.leading is None:
@@ -252,7 +272,7 @@ class RaftNode:
         has the snapshot; committed entries after it are applied as this node learns that they are committed.
 
         Raises NotAStore, UnknownFormat, and Corrupt if what is damaged cannot be fetched from other voters;
-        later DiskFailed, NoSpace, and whatever `apply` raises."""
+        later DiskFailed, and whatever `apply` raises."""
         with self._opened():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tick)
@@ -301,6 +321,7 @@ class RaftNode:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
+            self._look_for_room()
             if self._write_error is not None:
                 raise self._write_error
             while self._written:
@@ -315,7 +336,7 @@ class RaftNode:
             self._notice_leadership(core)
             self._write(core)
             self._take_snapshot_if_due(core)
-            if self._wants_fetch is not None and not self._fetching:
+            if self._wants_fetch is not None and not self._fetching and not self._is_full:
                 self._fetching = True
                 nursery.start_soon(self._fetch, *self._wants_fetch)
             self._wants_fetch = None
@@ -389,12 +410,32 @@ class RaftNode:
 
     # --- the disk
 
+    @property
+    def _is_full(self) -> bool:
+        """The disk was, a moment ago: what needs room is not tried."""
+        return self._clock.now() < self._full_until
+
+    def _look_for_room(self) -> None:
+        """A full disk ends no member: what needs room waits, and is tried again."""
+        if self._log.waits_for_room and not self._is_full:
+            self._wait_for_room("the log")
+            self.resign()  # a leader that can write nothing holds everybody up
+            self._log.try_again()
+
+    def _wait_for_room(self, what: str) -> None:
+        if self._clock.now() >= self._full_until + ROOM_SECONDS:  # not said already
+            log.warning("raft waits for room node=%d what=%r", self.me, what)
+        self._full_until = self._clock.now() + ROOM_SECONDS
+
     def _write(self, core: Raft) -> None:
         """Begin the next write, if none is under way."""
         if self._writing:
             return
         if self._fetched is not None and self._hard_state is None and not self._entries:
-            self._install(core, self._fetched)
+            try:
+                self._install(core, self._fetched)
+            except NoSpace:
+                self._wait_for_room("a snapshot")
             self._fetched = None
         if self._anew is not None:
             next_index, self._anew = self._anew, None
@@ -436,8 +477,14 @@ class RaftNode:
         n_entries = self.applied_index - self._snapshot_index
         if n_entries < RAFT_SNAPSHOT_ENTRIES and self._bytes_since_snapshot < RAFT_SNAPSHOT_BYTES:
             return
+        if self._is_full:
+            return
         snapshot = self._make_snapshot()
-        self._log.save_snapshot(snapshot)
+        try:
+            self._log.save_snapshot(snapshot)
+        except NoSpace:
+            self._wait_for_room("a snapshot")
+            return
         self._snapshot_index, self._bytes_since_snapshot = snapshot.index, 0
         core.compact(max(core.log.base_index, snapshot.index - RAFT_TRAILING_ENTRIES))
         self._drop_old_entries(core)

@@ -10,6 +10,9 @@ to vote while a leader is heard).
   with a higher term, and those with a longer log, would otherwise wait for each other for ever.
 - Any node is asked that the candidate believes to be a voter. One that does not know yet that it became a
   voter must answer, or a group of three that lost one could not elect (dissertation, section 4.2.2).
+- A leader may resign, and names an heir, which stands at once (dissertation, 3.10). Its votes say so, and are
+  given although a leader was heard a moment ago: whoever is heard leads in the term that was resigned or in
+  an earlier one, and the lease of each of them is over.
 - A member in doubt (`raft.py`) neither votes nor stands.
 """
 
@@ -98,14 +101,15 @@ class Voting:
             self._emit_at_once(node, PreVote(self.term + 1, self._log.last_index, self._log.last_term))
         return False
 
-    def stand(self, now: float) -> bool:
+    def stand(self, now: float, handover: bool = False) -> bool:
+        """`handover`: the leader of our term has resigned."""
         self.delay_election(now)
         self.role, self.leader, self._ballot = Role.CANDIDATE, NOBODY, {self._me}
         self.term, self.vote = self.term + 1, self._me
         if self._has_quorum():
             return self._win()
         for node in self._others():
-            self._emit(node, Vote(self.term, self._log.last_index, self._log.last_term))
+            self._emit(node, Vote(self.term, self._log.last_index, self._log.last_term, handover))
         return False
 
     def on_pre_vote_answer(self, sender: NodeId, answer: PreVoteAnswer, now: float) -> bool:
@@ -144,7 +148,8 @@ class Voting:
         self._emit_at_once(sender, PreVoteAnswer(asked.term if granted else self.term, granted))
 
     def on_vote(self, sender: NodeId, asked: Vote, now: float) -> None:
-        if self.doubt or (asked.term >= self.term and self.hears_leader(now)):
+        lease_is_over = asked.handover and asked.term > self.term
+        if self.doubt or (asked.term >= self.term and self.hears_leader(now) and not lease_is_over):
             return
         if asked.term > self.term:
             self.follow(asked.term, NOBODY, now)

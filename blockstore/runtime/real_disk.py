@@ -265,6 +265,10 @@ class RealDisk:
             try:
                 _write_all(fd, 0, [content])
                 os.fsync(fd)
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(temporary)  # on a full disk its part takes the last room
+                raise
             finally:
                 os.close(fd)
             os.rename(temporary, full)

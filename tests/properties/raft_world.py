@@ -39,7 +39,7 @@ from blockstore.errors import Busy, InvalidRequest, NotLeader
 from blockstore.ids import NodeId
 
 FAULTS = (
-    *("crash", "start", "start", "cut", "one-way", "heal", "pause", "compact"),
+    *("crash", "start", "start", "cut", "one-way", "heal", "pause", "compact", "resign"),
     *("damage", "betray", "betray", "member", "all"),
 )
 
@@ -179,6 +179,10 @@ class SimNode:
         number = self.world.rng.getrandbits(62)
         self.reads[number] = self.world.committed
         self.carry_out(self.core.read([number], self.clock()))
+
+    def resign(self) -> None:
+        assert self.core is not None
+        self.carry_out(self.core.resign(self.clock()))
 
     def change(self, voters: frozenset[NodeId], learners: frozenset[NodeId]) -> bool:
         assert self.core is not None
@@ -497,6 +501,9 @@ class World:
             case "compact":
                 if node.core is not None and node.paused is None:
                     node.compact()
+            case "resign":
+                for each in self.live():
+                    each.resign()
             case "damage":
                 self.damage(node)
             case "betray":

@@ -19,6 +19,7 @@ from blockstore.codec.raft_messages import (
     PreVoteAnswer,
     ReadAnswer,
     SnapshotOffer,
+    StandNow,
     Vote,
     VoteAnswer,
 )
@@ -368,6 +369,66 @@ def test_a_member_that_hears_its_leader_ignores_a_higher_term() -> None:
     group.receive(A, C, Vote(50, 99, 50))
     assert (core.term, group.cores[B].term) == (1, 1)
     assert core.role is Role.LEADER
+
+
+def test_a_leader_that_resigns_is_followed_at_once_by_the_best_of_the_others() -> None:
+    group = Group(A, B, C)
+    group.elect(A)
+    group.deaf = {B}
+    group.propose(A, b"x")
+    group.deliver()
+    group.deaf = set()
+    before = group.now
+    group.act(A, group.cores[A].resign(group.now))
+    assert (group.cores[A].role, group.cores[A].lease_until) == (Role.FOLLOWER, 0.0)
+    group.deliver()
+    assert group.now == before  # nobody waited for an election's time, though all heard a leader just now
+    assert group.cores[C].role is Role.LEADER
+    assert [group.cores[node].leader for node in (A, B, C)] == [C, C, C]
+    assert group.terms(B) == (1, 1, 2)  # what was committed is there
+
+
+def test_word_of_a_resignation_means_nothing_when_its_term_is_over_or_another_leads() -> None:
+    group = Group(A, B, C)
+    group.elect(A)
+    group.receive(B, C, StandNow(1))  # not from the leader it knows
+    group.receive(B, A, StandNow(0))
+    group.receive(A, C, StandNow(1))
+    assert [group.cores[node].term for node in (A, B, C)] == [1, 1, 1]
+    group.elect(B)
+    group.receive(C, A, StandNow(1))
+    assert [group.cores[node].leader for node in (A, B, C)] == [B, B, B]
+
+
+def test_only_a_vote_for_a_later_term_may_disregard_a_leader_that_is_heard() -> None:
+    group = Group(A, B, C)
+    group.elect(A)
+    group.receive(B, C, Vote(1, 1, 1, handover=True))
+    assert group.cores[B].leader == A
+    group.receive(B, C, Vote(2, 1, 1, handover=True))
+    assert group.cores[B].term == 2
+
+
+def test_one_that_hears_no_other_voter_does_not_resign() -> None:
+    alone = Group(A)
+    alone.act(A, alone.cores[A].start(0.0))
+    alone.act(A, alone.cores[A].resign(alone.now))
+    assert alone.cores[A].role is Role.LEADER
+    group = Group(A, B, C)
+    core = group.elect(A)
+    group.now += ELECTION_SECONDS_MAX
+    group.act(A, core.resign(group.now))
+    assert core.role is Role.LEADER
+    group.act(B, group.cores[B].resign(group.now))  # a follower has nothing to resign
+    assert group.cores[B].leader == A
+
+
+def test_a_member_in_doubt_does_not_stand_when_its_leader_resigns() -> None:
+    group = Group(A, B, C)
+    group.elect(A)
+    group.restart(C, HardState(1, doubt=7))
+    group.receive(C, A, StandNow(1))
+    assert group.cores[C].role is Role.FOLLOWER
 
 
 def test_so_does_one_that_started_a_moment_ago() -> None:

@@ -399,3 +399,53 @@ def test_a_segment_that_was_being_made_does_not_keep_the_log_from_loading() -> N
     disk.open(f"{segment_name(9)}.new", BLOCK_BYTES).close()
     assert known(opened(disk)[1]) == state
     assert f"{segment_name(9)}.new".removeprefix("raft/") not in disk.names("raft")
+
+
+def test_on_a_full_disk_the_log_waits_for_room_and_goes_on() -> None:
+    disk = new_disk()
+    log, _ = opened(disk)
+    room = disk.capacity_bytes
+    disk.capacity_bytes -= disk.free_bytes()
+    written: list[Entry] = []
+    outcome: list[BlockStoreError | None] = []
+    while not log.waits_for_room:
+        written.append(entry(len(written) + 1, 1))
+        log.append([written[-1]], outcome.append)
+        disk.settle()
+    assert outcome == [None] * (len(written) - 1)  # the last is not acknowledged
+    log.try_again()
+    disk.settle()
+    assert log.waits_for_room
+    disk.capacity_bytes = room
+    log.try_again()
+    disk.settle()
+    assert not log.waits_for_room
+    assert outcome == [None] * len(written)
+    disk.crash()
+    assert opened(disk)[1].entries == tuple(written)
+
+
+@pytest.mark.parametrize("n_entries", range(1, 12))
+def test_a_full_disk_does_not_keep_the_log_from_loading(n_entries: int) -> None:
+    """Wherever in its segment the last batch is: one that ends it has no room for its mark."""
+    disk = new_disk()
+    log, _ = opened(disk)
+    entries = tuple(entry(index, 1) for index in range(1, n_entries + 1))
+    for one in entries:
+        log.append([one], lambda error: None)
+        disk.settle()
+    log.close()
+    disk.capacity_bytes -= disk.free_bytes()
+    for _ in range(3):
+        disk.crash()
+        log, loaded = opened(disk)
+        assert loaded.entries == entries
+        log.close()
+    disk.capacity_bytes *= 2
+    log, _ = opened(disk)
+    if log.wants_mark:
+        outcome: list[BlockStoreError | None] = []
+        log.mark(n_entries + 1, outcome.append)
+        disk.settle()
+        assert outcome == [None]
+    assert opened(disk)[1].entries == entries

@@ -137,7 +137,7 @@ class Group:
         while True:
             try:
                 return await (await self.leader()).node.propose(command, trio.current_time() + 2)
-            except (NotLeader, QuorumLost):
+            except (NotLeader, QuorumLost, Unavailable):
                 await trio.sleep(0.05)
 
 
@@ -443,3 +443,46 @@ def rot(disk: SimDisk, rng: random.Random) -> None:
     used = [at for at in range(0, len(content), 4096) if content[at : at + 4] != bytes(4)]
     at = rng.choice(used[:-1] or used)  # the last may be taken for a torn one
     disk.flip(name, at + 30)
+
+
+async def test_a_full_disk_ends_no_member_and_it_catches_up_when_there_is_room(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raft_log, "RAFT_SEGMENT_BYTES", 64 * KiB)
+    monkeypatch.setattr(raft_shell, "RAFT_SNAPSHOT_ENTRIES", 40)
+    async with group_of(3) as group:
+        first = await group.leader()
+        others = [member for member in group.members.values() if member is not first]
+        for n_before, full in enumerate((first, *others)):
+            room = full.disk.capacity_bytes
+            full.disk.capacity_bytes -= full.disk.free_bytes()
+            for n in range(100):  # several segments, and a snapshot is due
+                await group.propose(b"%d" % (100 * n_before + n))
+            full.disk.capacity_bytes = room
+            expected = [b"%d" % n for n in range(100 * n_before + 100)]
+            applied = [member.commands for member in group.members.values()]  # one may be there twice: it was
+            # under way when its leader resigned, and `propose` above asks again.
+            await eventually(lambda: all(list(dict.fromkeys(each)) == expected for each in applied))  # noqa: B023
+        assert not first.node.is_leader  # it made way for one that can write
+
+
+async def test_a_member_alone_answers_again_when_its_disk_has_room(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raft_log, "RAFT_SEGMENT_BYTES", 64 * KiB)
+    async with group_of(1) as group:
+        member = group.members[NodeId(1)]
+        room = member.disk.capacity_bytes
+        member.disk.capacity_bytes -= member.disk.free_bytes()
+        n_done = 0
+        with trio.move_on_after(5):
+            while True:
+                await member.node.propose(b"%d" % n_done, trio.current_time() + 10)
+                n_done += 1
+        assert n_done > 0
+        member.disk.capacity_bytes = room
+        await eventually(lambda: len(member.commands) == n_done + 1)
+        await member.node.propose(b"last", trio.current_time() + 2)
+        group.stop(NodeId(1))
+        again = await group.start(NodeId(1))
+        await eventually(lambda: again.commands == [*(b"%d" % n for n in range(n_done + 1)), b"last"])
