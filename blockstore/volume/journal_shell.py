@@ -43,7 +43,9 @@ log = logging.getLogger("blockstore.volume")
 LATE_SWEEP_SECONDS = 0.05
 OVERSLEPT_SECONDS = 0.3
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.05, 0.5
-"""Between attempts to open a chunk: too few live members, or control has no leader."""
+"""Between attempts to open a chunk in which something becomes durable: there are too few live members,
+control has no leader, or every chunk ends at its first append, as when all disks are full. Each costs control
+a commit and the members a fragment, so the pause doubles until a batch is committed."""
 NOT_THE_DISKS_FAULT = (StaleEpoch, FragmentSealed, FragmentFull, Busy)
 APPEND_SECONDS = 10 * MEMBER_LATE_SECONDS
 """An append's own deadline; lateness is judged by the sweep long before."""
@@ -78,6 +80,7 @@ class JournalShell:
         self._pump_task: trio.lowlevel.Task | None = None
         self._pump_due = False
         self._switch_due = trio.Event()
+        self._pause = 0.0  # before the next attempt to open a chunk
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -144,6 +147,7 @@ class JournalShell:
             outcome.payload.release()
             assert isinstance(outcome.message, Appended)
             for committed in self.core.on_ack(writer, shard_index, outcome.message.length):
+                self._pause = 0.0
                 self._on_commit(committed)
             self.wake()
 
@@ -187,12 +191,14 @@ class JournalShell:
 
     async def _switch(self) -> None:
         """Whenever the journal waits for a chunk: name one in control, then go on in it."""
-        pause, said = RETRY_SECONDS_MIN, ""
+        said = ""
         while True:
             await self._switch_due.wait()
             self._switch_due = trio.Event()
             if self.core.phase is not Phase.WAITING:
                 continue
+            await trio.sleep(self._pause)
+            self._pause = min(max(2 * self._pause, RETRY_SECONDS_MIN), RETRY_SECONDS_MAX)
             if self.core.is_fenced:
                 raise Deposed
             if self._is_short_again:
@@ -204,11 +210,9 @@ class JournalShell:
                 if str(error) != said:
                     said = str(error)
                     log.warning("journal_chunk_not_opened volume=%d why=%s", self._record.volume, error)
-                await trio.sleep(pause)
-                pause = min(2 * pause, RETRY_SECONDS_MAX)
                 self._switch_due.set()
                 continue
-            pause, said = RETRY_SECONDS_MIN, ""
+            said = ""
             self.wake()
 
     async def _open_chunk(self) -> None:
