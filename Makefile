@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MINUTES ?= 60
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit bench chaos mutants wheel clean
+.PHONY: help demo test lint types unit bench chaos mutants soak wheel clean
 
 help:
 	@echo "make demo    a local cluster of six daemons, real files, a snapshot, a kill -9, everything verified"
@@ -15,6 +16,7 @@ help:
 	@echo "make bench   put, get and read_many beside the raw disk and the raw loopback"
 	@echo "make chaos   kill and freeze daemons under load, then check every acknowledged write"
 	@echo "make mutants plant bugs in a copy of the source, and see which check notices each"
+	@echo "make soak    fresh seeds of everything for MINUTES=60: simulations, crash states, decoders, chaos"
 	@echo "make wheel   build the wheel into dist/"
 	@echo "make clean   remove what the other targets made, .venv included"
 
@@ -29,6 +31,9 @@ chaos: $(VENV)/installed
 
 mutants: $(VENV)/installed-dev
 	@$(BIN)/python -m tests.mutants
+
+soak: $(VENV)/installed-dev
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 # --- checks: stop at the first that fails
 

@@ -75,7 +75,7 @@ def _rounds(
             n_faults = min(FAULTS_PER_ROUND, round(seconds_left / SECONDS_PER_FAULT))
         seeds.append(seed)
         verdicts.append(_round(options, kinds, seed, n_faults))
-        report = Report(tuple(verdicts), skipped)
+        report = Report(tuple(verdicts), skipped, options.busy)
         n_left -= n_faults
         is_over = time.monotonic() + SECONDS_PER_FAULT > until if options.minutes else n_left <= 0
         if report.problems or is_over:
@@ -102,7 +102,7 @@ def _round(options: argparse.Namespace, kinds: Sequence[Kind], seed: int, n_faul
             ),
             strict_exception_groups=True,
         )
-        is_kept = bool(Report((verdict,), {}).problems)
+        is_kept = bool(Report((verdict,), {}, options.busy).problems)
         if is_kept:
             _say(options, f"The cluster's files and the daemons' logs are kept in {directory}.")
         return verdict
@@ -152,6 +152,11 @@ def _options() -> argparse.Namespace:
         "--nodes", type=int, default=6, help="daemons (default 6, the least that ec(4,2) needs)"
     )
     parser.add_argument("--plain", action="store_true", help="without TLS")
+    parser.add_argument(
+        "--busy",
+        action="store_true",
+        help="other work runs here: tell the gaps between writes, judge them not",
+    )
     parser.add_argument("--json", action="store_true", help="the report as JSON on standard output")
     options = parser.parse_args()
     wanted = set(options.kinds.split(","))

@@ -44,6 +44,7 @@ class Faults:
                 await trio.sleep(fault.hold)
                 await self._start(node)
             case "restart":
+                self._check_runs(node)
                 await trio.to_thread.run_sync(node.stop)
                 await trio.sleep(fault.hold)
                 await self._start(node)
@@ -74,8 +75,8 @@ class Faults:
     async def start_the_fallen(self) -> None:
         """Whoever ended without our doing is a violation, and started again."""
         for node in self._site.nodes:
+            self._check_runs(node)
             if not node.running:
-                self._violate(f"node {node.node} ended by itself: {_end(node)}")
                 await self._start(node)
 
     async def kill_all(self) -> None:
@@ -90,9 +91,14 @@ class Faults:
         return self._site.lab
 
     async def _kill(self, node: LocalNode) -> None:
-        if node.running:
-            await trio.to_thread.run_sync(node.kill)
-            self.n_kills += 1
+        self._check_runs(node)
+        await trio.to_thread.run_sync(node.kill)
+        self.n_kills += 1
+
+    def _check_runs(self, node: LocalNode) -> None:
+        """Until it is hurt."""
+        if not node.running:
+            self._violate(f"node {node.node} ended by itself: {_end(node)}")
 
     async def _start(self, *nodes: LocalNode) -> None:
         for node in nodes:
@@ -135,9 +141,11 @@ class Faults:
 
     async def _cut_power(self, nodes: list[LocalNode], seconds: float) -> None:
         for node in nodes:
+            self._check_runs(node)
             self._site.disks[node.node].cut_power()
         for node in nodes:
-            await self._kill(node)
+            await trio.to_thread.run_sync(node.kill)  # unless the disk's errors ended it first
+            self.n_kills += 1
         await trio.sleep(seconds)
         for node in nodes:
             disk = self._site.disks[node.node]

@@ -50,6 +50,14 @@ def test_for_two_at_once_the_gap_is_told_and_no_problem() -> None:
     assert "< 3 s" not in "\n".join(report.lines())  # none came alone, so none was measured against it
 
 
+def test_on_a_busy_machine_gaps_are_told_and_no_problem() -> None:
+    report = Report((verdict_of(struck("kill", gap=6.5)),), {}, is_busy=True)
+    assert report.problems == []
+    text = "\n".join(report.lines())
+    assert "6.50 s" in text
+    assert "< 3 s" not in text
+
+
 def test_what_could_not_be_had_is_said() -> None:
     report = Report((verdict_of(struck("kill")),), {"power": "needs root"})
     assert "power      skipped: needs root" in report.lines()
