@@ -49,7 +49,7 @@ class Proof:
 ROWS: tuple[tuple[Proof, ...], ...] = (
     (
         Proof("chaos", ("-m", "chaos", "--kinds", "all", "--at-once", "2", "--busy"), share=0.5, n_lines=24),
-        Proof("cores", ("-m", "tests.simulation.cores", "--workers", "1"), share=0.3, n_lines=8),
+        Proof("cores", ("-m", "tests.simulation.cores", "--processes", "1"), share=0.3, n_lines=8),
         Proof("decoders", ("-m", "tests.fuzz", "--processes", "1"), share=0.2, n_lines=40),
     ),
     (

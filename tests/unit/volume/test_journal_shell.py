@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from blockstore.errors import BlockStoreError, NoSpace
+from blockstore.errors import NoSpace
 from blockstore.node.disk_shell import DiskShell
 from tests.unit.volume.test_owner_shell import VOLUME, running
 
@@ -24,8 +23,7 @@ async def test_appends_that_all_fail_open_few_chunks_and_room_ends_the_wait(
     def full_at_times(self: DiskShell, chunk: object, *rest: Any) -> None:
         tried.add(chunk)
         if is_full:
-            on_done: Callable[[int | BlockStoreError], None] = next(one for one in rest if callable(one))
-            on_done(NoSpace("the disk"))
+            next(one for one in rest if callable(one))(NoSpace("the disk"))  # its waiter
         else:
             append(self, chunk, *rest)  # type: ignore[arg-type] # as it came
 
