@@ -64,6 +64,20 @@ def plan_moves(views: Views, live: Collection[NodeId], over: Collection[NodeId])
     return tuple(moves)
 
 
+def plan_handover(views: Views, live: Collection[NodeId], leaving: NodeId) -> tuple[Move, ...]:
+    """Up to MOVES_MAX volumes of a node that stops, each with its next owner; () when nobody else lives.
+
+    The node itself asks for these, when it has ceased to act as owner: so no lease need run out."""
+    load = owner_load(views)
+    heirs = [node for node in live if node != leaving]
+    moves: list[Move] = []
+    for volume in views.volumes_of(leaving)[:MOVES_MAX]:
+        if new_owner := choose_owner(views, heirs, volume, load):
+            load[new_owner] += 1
+            moves.append(Move(volume.volume, leaving, new_owner, volume.epoch + 1))
+    return tuple(moves)
+
+
 class Mover:
     """Takes volumes from nodes that are gone and gives them to others, one transaction at a time. While one
     is under way, the nodes that it takes from get no lease (`liveness.py`, point 3)."""

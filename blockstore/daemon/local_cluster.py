@@ -111,14 +111,19 @@ class LocalNode:
         self._reap(None)
 
     def stop(self, seconds: float = STOP_SECONDS_MAX) -> None:
-        """Ask it to end and wait; killed when it does not. Nothing happens if it does not run."""
+        """Ask it to hand over and end, and wait; killed when it does not. Nothing happens if it does not
+        run."""
         self.ask_to_stop()
-        self._reap(seconds)
+        self.wait_stopped(seconds)
 
-    def ask_to_stop(self) -> None:
+    def ask_to_stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.frozen:
             self.thaw()
-        self._signal(signal.SIGTERM)
+        self._signal(how)
+
+    def wait_stopped(self, seconds: float) -> None:
+        """After `ask_to_stop`."""
+        self._reap(seconds)
 
     def freeze(self) -> None:
         """SIGSTOP: it lives, keeps its connections, and does nothing."""
@@ -248,12 +253,12 @@ class LocalCluster:
             node.wait_ready()
 
     def stop(self) -> None:
-        """All at once, cleanly; returns when none runs."""
+        """All at once, cleanly; returns when none runs. SIGINT: there is nobody to hand anything over to."""
         for node in self.nodes:
-            node.ask_to_stop()
+            node.ask_to_stop(signal.SIGINT)
         until = time.monotonic() + STOP_SECONDS_MAX
         for node in self.nodes:
-            node.stop(max(0.1, until - time.monotonic()))
+            node.wait_stopped(max(0.1, until - time.monotonic()))
 
     def facts(self) -> dict[str, Any]:
         """What `blockstore dev --json` prints."""
@@ -357,4 +362,4 @@ def end_with_stdin() -> None:
     with suppress(OSError):
         while os.read(0, 4096):
             pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)  # at once: who started us, and the other daemons, is gone

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from blockstore.daemon.node_directory import NodeDirectory
 from blockstore.daemon.node_shell import open_node
 from blockstore.daemon.real_doors_shell import DaemonDoors
 from blockstore.errors import InvalidRequest, NotAStore
-from blockstore.ids import MiB
+from blockstore.ids import MiB, NodeId
 
 DESCRIPTORS_WANTED = 16_384
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -31,7 +32,9 @@ log = logging.getLogger("blockstore.daemon")
 
 
 def run_node(directory: Path, *, ready_json: bool = False) -> None:
-    """Run the node in this directory in the foreground; SIGTERM and SIGINT end it, cleanly, and this returns.
+    """Run the node in this directory in the foreground; signals end it, cleanly, and this returns. SIGINT at
+    once, as when all of a cluster stops; SIGTERM, if there is no second one, when others own its volumes and
+    lead control.
 
     Logs go to stderr. With `ready_json`, one line on stdout says when it takes requests:
     `{"node": …, "pid": …, "address": …}`."""
@@ -54,16 +57,30 @@ async def _run(directory: Path, ready_json: bool) -> None:
         facts = place.read()
         if facts.security == "embedded":
             raise NotAStore(str(directory), "it is a store that programs open; it does not run as a daemon")
-        async with open_node(facts, DaemonDoors(place, facts)):
+        async with open_node(facts, DaemonDoors(place, facts)) as node:
             log.info(
                 "node_ready node=%d address=%s:%d pid=%d", facts.node, facts.host, facts.port, os.getpid()
             )
             if ready_json:
                 ready = {"node": facts.node, "pid": os.getpid(), "address": f"{facts.host}:{facts.port}"}
                 print(json.dumps(ready), flush=True)
-            async for number in signals:
-                log.info("node_stops node=%d signal=%s", facts.node, signal.Signals(number).name)
-                break
+            if await _next_signal(facts.node, signals) is signal.SIGTERM:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_cancel_at_signal, facts.node, signals, nursery.cancel_scope)
+                    await node.hand_over()
+                    nursery.cancel_scope.cancel()
+
+
+async def _next_signal(node: NodeId, signals: AsyncIterator[int]) -> signal.Signals:
+    number = signal.Signals(await anext(signals))
+    log.info("node_stops node=%d signal=%s", node, number.name)
+    return number
+
+
+async def _cancel_at_signal(node: NodeId, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    """Who asks twice wants it at once."""
+    await _next_signal(node, signals)
+    scope.cancel()
 
 
 def keep_freed_memory() -> None:

@@ -3,7 +3,8 @@
 The order of starting is that of trust: first the disks are recovered, then this node's copy of control is
 loaded, then it listens, so that nobody is answered from what is not yet known; last it says to control that
 it lives, and only then can it be named owner of anything. Stopping is cancelling: every acknowledged byte
-is durable by then, so there is nothing to save."""
+is durable by then, so there is nothing to save. A node that has time hands over first (`Node.hand_over`), so
+that nobody waits until it is missed."""
 
 from __future__ import annotations
 
@@ -36,6 +37,9 @@ from blockstore.volume.host_shell import VolumeHost
 from blockstore.volume.world import OnRead, World
 
 log = logging.getLogger("blockstore.daemon")
+
+HAND_OVER_SECONDS_MAX = 2.0
+"""A control commit and an election take a tenth of it. After so long the others notice by themselves."""
 
 FOLLOW_SECONDS = 0.2
 """How often the table of nodes looks at who lives, when nothing else changes it."""
@@ -129,6 +133,16 @@ class Node:
             # Until its one voter leads again, its copy of control lacks what was committed before it was
             # closed, and the program would be told that its buckets do not exist.
             await self.control.started()
+
+    async def hand_over(self) -> None:
+        """Before leaving: let others own the volumes and lead control, within HAND_OVER_SECONDS_MAX.
+        Fragments are served until the end; a chunk that is open here goes on elsewhere at its next append."""
+        with trio.move_on_after(HAND_OVER_SECONDS_MAX):
+            try:
+                await self.host.hand_over()
+                await self.control.resign()
+            except BlockStoreError as error:
+                log.warning("not_handed_over why=%s", error)
 
     def _fork_rng(self) -> random.Random:
         return random.Random(self.doors.rng.getrandbits(64))

@@ -1,9 +1,11 @@
 """The volumes that this node owns, as control says: started when it names this node, ended when it names
-another. Which, and under which epochs, is decided in `hosting.py`."""
+another. Which, and under which epochs, is decided in `hosting.py`; who comes next when this node stops, in
+`control/assignment.py`."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
@@ -11,8 +13,9 @@ import trio
 from blockstore.codec.control_record import VolumeRecord, encode_record
 from blockstore.codec.messages import Compare, VolumeCall
 from blockstore.config import OPERATION_SECONDS
+from blockstore.control.assignment import move_transaction, plan_handover
 from blockstore.control.views import volume_key
-from blockstore.errors import BlockStoreError, NotFound, NotOwner, UnknownFormat
+from blockstore.errors import BlockStoreError, NotFound, NotOwner, TransactionConflict, UnknownFormat
 from blockstore.ids import RequestId, SessionId, VolumeId
 from blockstore.runtime.interfaces import IncomingCall
 from blockstore.volume.hosting import Hosting
@@ -38,6 +41,7 @@ class VolumeHost:
         self._n_claims = 0
         self._core = Hosting(world.me)
         self._owned: dict[VolumeId, _Owned] = {}
+        self._leaving = False
 
     def owned(self) -> tuple[VolumeId, ...]:
         return tuple(self._owned)
@@ -80,7 +84,25 @@ class VolumeHost:
                 self._reconcile(nursery)
                 await control.changed(revision)
 
+    async def hand_over(self) -> None:
+        """Before this node stops: own nothing any more, then name the next owners, who begin at once. Cut
+        short, or when control does not answer, they are named when this node's lease has run out."""
+        world = self._world
+        self._leaving = True
+        for volume in list(self._owned):
+            self._owned.pop(volume).scope.cancel()
+        while moves := plan_handover(world.control.views, world.control.live_nodes(), world.me):
+            planned = move_transaction(world.control.views, moves, world.control.next_request())
+            deadline = world.clock.now() + OPERATION_SECONDS
+            with suppress(TransactionConflict):  # planned anew
+                await world.control.transact(
+                    planned.compares, planned.puts, request=planned.request, deadline=deadline
+                )
+                log.info("handed_over volumes=%s", [move.volume for move in moves])
+
     def _reconcile(self, nursery: trio.Nursery) -> None:
+        if self._leaving:
+            return
         ended, begun = self._core.reconcile(self._world.control.views.volumes_of(self._world.me))
         for volume in ended:
             self._owned.pop(volume).scope.cancel()

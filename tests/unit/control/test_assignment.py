@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 
 from blockstore.codec.control_record import JournalChunk, Transaction, VolumeRecord, encode_record
-from blockstore.control.assignment import move_transaction, plan_moves
+from blockstore.control.assignment import move_transaction, plan_handover, plan_moves
 from blockstore.control.views import volume_key
 from blockstore.ids import ChunkId, DiskId, NodeId
 from tests.unit.control.cluster_state import Cluster
@@ -65,3 +65,17 @@ def test_nothing_is_assigned_while_nobody_lives() -> None:
     cluster = Cluster(2)
     cluster.create("v")
     assert plan_moves(cluster.views, (), over={NodeId(1), NodeId(2)}) == ()
+
+
+def test_a_node_that_stops_names_the_next_owners_of_its_volumes_and_of_no_others() -> None:
+    cluster = Cluster(3)
+    for number in range(6):
+        cluster.create(f"v{number}")
+    everybody = {NodeId(1), NodeId(2), NodeId(3)}
+    moves = plan_handover(cluster.views, everybody, NodeId(1))
+    assert {move.old_owner for move in moves} == {1}
+    assert Counter(move.new_owner for move in moves) == {2: 1, 3: 1}
+    cluster.apply(move_transaction(cluster.views, moves, cluster.requests.next()))
+    assert cluster.views.volumes_of(NodeId(1)) == ()
+    assert plan_handover(cluster.views, everybody, NodeId(1)) == ()
+    assert plan_handover(cluster.views, {NodeId(2)}, NodeId(2)) == ()  # to whom?
