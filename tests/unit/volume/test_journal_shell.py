@@ -10,7 +10,7 @@ import trio
 
 from blockstore.errors import NoSpace
 from blockstore.node.disk_shell import DiskShell
-from tests.unit.volume.test_owner_shell import VOLUME, running
+from tests.node_harness import VOLUME, running
 
 
 async def test_appends_that_all_fail_open_few_chunks_and_room_ends_the_wait(
