@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from blockstore.daemon import setup
 from blockstore.daemon.local_cluster import LocalCluster, LocalNode
+from blockstore.errors import Unavailable
 from blockstore.ids import NodeId
 from chaos.disks import SmallDisk
 from chaos.lab import PORT, Lab, address
@@ -69,23 +71,25 @@ class Site:
         return cluster
 
     def _make_node(self, cluster: LocalCluster, host: int, disk: SmallDisk) -> LocalNode:
+        """By the command, on the host itself: only there can it listen on its address."""
         assert self.lab is not None
         listen = f"{address(host)}:{PORT}"
-        zone = (f"zone-{host}",)
-        if host == 1:
-            node = NodeId(1)
-            setup.init_cluster(
-                disk.path, name="chaos", listen=listen, zone=zone, credentials_out=cluster.credentials
-            )
-        else:
-            node = setup.join_cluster(
-                disk.path,
-                store=f"tcp://{cluster.nodes[0].address}",
-                credentials=cluster.credentials,
-                listen=listen,
-                zone=zone,
-            )
-        made = LocalNode(node, disk.path, listen, self.lab.wrapper(host))
+        wrapper = self.lab.wrapper(host)
+        assert cluster.credentials is not None
+        words = ["init", str(disk.path), "--name", "chaos", "--credentials-out", str(cluster.credentials)]
+        if host > 1:
+            store = f"tcp://{cluster.nodes[0].address}"
+            words = ["join", str(disk.path), "--store", store, "--credentials", str(cluster.credentials)]
+        command = [*wrapper, sys.executable, "-m", "blockstore_cli.main", "cluster", *words]
+        done = subprocess.run(
+            [*command, "--listen", listen, "--zone", f"zone-{host}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise Unavailable(f"Host {host} could not be made a node: {done.stderr.strip()}")
+        made = LocalNode(NodeId(host), disk.path, listen, wrapper)
         cluster.nodes.append(made)
         return made
 
