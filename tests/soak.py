@@ -24,7 +24,7 @@ import trio
 
 State = Literal["held", "failed", "unfinished"]
 
-GRACE_MINUTES = 6.0
+GRACE_MINUTES = 10.0
 """A proof that was given minutes ends its last round and reads all back; past this it hangs."""
 END_SECONDS_MAX = 60.0
 """For one that is told to stop: chaos puts processes, disks and networks away."""

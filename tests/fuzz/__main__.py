@@ -18,7 +18,7 @@ from tests.fuzz.decoders import DECODERS
 from tests.fuzz.kept import keep
 from tests.fuzz.run import INPUTS, Report, examine, fuzz_all, input_of
 
-ROUND_INPUTS = 50_000
+ROUND_INPUTS = 10_000
 """Of each decoder, with one seed, when there are minutes."""
 
 FINDINGS_SHOWN = 3
