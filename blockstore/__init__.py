@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from blockstore import aio, errors
-    from blockstore.api.blocking import Bucket, ObjectReader, Snapshot, Store, connect, open
+    from blockstore.api.blocking import Batch, Bucket, ObjectReader, Snapshot, Store, connect, open
     from blockstore.api.samples import Samples
     from blockstore.codec.messages import CredentialView, Events, NodeStatus, NodeView, Status, VolumeView
     from blockstore.errors import BlockStoreError
@@ -31,6 +31,7 @@ _PLACES = {
     "open": "blockstore.api.blocking",
     "connect": "blockstore.api.blocking",
     "Store": "blockstore.api.blocking",
+    "Batch": "blockstore.api.blocking",
     "Bucket": "blockstore.api.blocking",
     "Snapshot": "blockstore.api.blocking",
     "Samples": "blockstore.api.samples",
@@ -54,6 +55,7 @@ __all__ = [
     "connect",
     "Store",
     "Bucket",
+    "Batch",
     "Snapshot",
     "Samples",
     "ObjectReader",

@@ -11,7 +11,7 @@ async with aio.connect("tcp://10.0.0.1:7440") as store:
 
 from __future__ import annotations
 
-from blockstore.api.bucket import Bucket
+from blockstore.api.bucket import Batch, Bucket
 from blockstore.api.history import Changes
 from blockstore.api.object_reader import ObjectReader
 from blockstore.api.opening import connect, open
@@ -26,6 +26,7 @@ __all__ = [
     "connect",
     "Store",
     "Bucket",
+    "Batch",
     "Snapshot",
     "ObjectReader",
     "ObjectInfo",

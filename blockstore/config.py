@@ -175,6 +175,13 @@ RESTORE_KEYS_MAX = 1_000
 RESTORE_KEY_BYTES_MAX = 512 * KiB
 """Their names together, half of what a frame's header may have."""
 
+BATCH_KEYS_MAX = 1_000
+"""Changes that one record makes, all or none: some 10 ms to apply."""
+
+BATCH_BYTES_MAX = 768 * KiB
+"""Of values, names and metadata of such a record: it fits one journal append, and its request a frame's
+header."""
+
 CHECKPOINT_JOURNAL_BYTES = 256 * MiB
 """Journal written since the last checkpoint that starts a new one: replaying it takes about a second."""
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, TypeVar, cast, overload
 from blockstore.api import bucket as async_bucket
 from blockstore.api import reading as async_reading
 from blockstore.api import snapshot as async_snapshot
+from blockstore.api.batch import BatchChanges
 from blockstore.api.bridge import Bridge, ConnectedBridge, EmbeddedBridge
 from blockstore.api.history import ChangeCursor, Moment
 from blockstore.api.location import Cluster, PathLike, resolve
@@ -257,6 +258,28 @@ class Snapshot(Reading):
         return f"<Snapshot {self.bucket}@{self.name} at sequence {self.sequence}>"
 
 
+class Batch(BatchChanges):
+    """Puts and deletes that become true together, or not at all: at the end of `with`, or by `commit`."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__()
+        self._to = bucket
+
+    def commit(self, *, timeout: float = OPERATION_SECONDS) -> list[ObjectInfo]:
+        """Make all of it true; what was put, in order. PreconditionFailed and NotFound name the object that
+        stood in the way, and then nothing was changed. Afterwards the batch is empty."""
+        return self._to.commit(self, timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.commit()
+
+
 class Bucket(Reading):
     """A bucket as it is now."""
 
@@ -293,6 +316,15 @@ class Bucket(Reading):
         """Delete the object; snapshots keep it. NotFound, or PreconditionFailed when it is another
         version."""
         self._run(lambda bucket: bucket.delete(name, if_etag=if_etag, timeout=timeout))
+
+    def batch(self) -> Batch:
+        """Collect up to 1,000 puts and deletes that become true together: `put` and `delete` it, then
+        `commit`. Values have up to 128 KiB each, and all of them, with names and metadata, 768 KiB."""
+        return Batch(self)
+
+    def commit(self, changes: BatchChanges, timeout: float) -> list[ObjectInfo]:
+        """What `Batch.commit` does."""
+        return self._run(lambda bucket: bucket.commit(changes, timeout))
 
     def snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Snapshot:
         """Keep the bucket as it is now under a name: instant, whatever the size. AlreadyExists."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import BinaryIO, cast
+from types import TracebackType
+from typing import BinaryIO, Self, cast
 
+from blockstore.api.batch import BatchChanges, commit, expected_version
 from blockstore.api.history import ChangeCursor, Changes, Moment, fetch_log, fetch_snapshots
 from blockstore.api.reading import Reading
 from blockstore.api.restoring import OnChanges, Plan, plan_restore, restore
@@ -28,7 +30,6 @@ from blockstore.api.value_source import (
 )
 from blockstore.codec.messages import (
     ABSENT,
-    ANY,
     Delete,
     SnapshotCreate,
     SnapshotDelete,
@@ -39,7 +40,7 @@ from blockstore.codec.messages import (
     VolumeView,
 )
 from blockstore.config import INLINE_BYTES_MAX, OPERATION_SECONDS
-from blockstore.errors import InvalidRequest, NotFound, PreconditionFailed, SnapshotHeld
+from blockstore.errors import NotFound, PreconditionFailed, SnapshotHeld
 from blockstore.kinds.bucket import (
     ObjectInfo,
     check_snapshot_name,
@@ -47,9 +48,31 @@ from blockstore.kinds.bucket import (
     etag_of,
     key_of,
     object_words,
-    sequence_of_etag,
 )
 from blockstore.kinds.object_history import ObjectVersion, Restored
+
+
+class Batch(BatchChanges):
+    """Puts and deletes that become true together, or not at all: at the end of `async with`, or by
+    `commit`."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__()
+        self._to = bucket
+
+    async def commit(self, *, timeout: float = OPERATION_SECONDS) -> list[ObjectInfo]:
+        """Make all of it true; what was put, in order. PreconditionFailed and NotFound name the object that
+        stood in the way, and then nothing was changed. Afterwards the batch is empty."""
+        return await self._to.commit(self, timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            await self.commit()
 
 
 class Bucket(Reading):
@@ -82,7 +105,7 @@ class Bucket(Reading):
         key = key_of(name)
         modified = self._wall()
         meta = encode_meta(metadata, modified)
-        expected = _expected(if_absent, if_etag)
+        expected = expected_version(if_absent, if_etag)
         session = self._session
         view = as_buffer(data)
         try:
@@ -115,7 +138,7 @@ class Bucket(Reading):
     ) -> None:
         """Delete the object; snapshots keep it. NotFound, or PreconditionFailed when it is another
         version."""
-        expected = _expected(False, if_etag)
+        expected = expected_version(False, if_etag)
         session = self._session
         try:
             await session.change(Delete(key_of(name), expected), timeout)
@@ -123,6 +146,15 @@ class Bucket(Reading):
             raise self.not_found(name, error) from None
         except PreconditionFailed as error:
             raise self._changed(name, expected) from error
+
+    def batch(self) -> Batch:
+        """Collect up to 1,000 puts and deletes that become true together: `put` and `delete` it, then
+        `commit`. Values have up to 128 KiB each, and all of them, with names and metadata, 768 KiB."""
+        return Batch(self)
+
+    async def commit(self, changes: BatchChanges, timeout: float) -> list[ObjectInfo]:
+        """What `Batch.commit` does."""
+        return await commit(self._session, self._wall, changes, timeout)
 
     async def snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Snapshot:
         """Keep the bucket as it is now under a name: instant, whatever the size. AlreadyExists."""
@@ -235,11 +267,3 @@ class Bucket(Reading):
         if expected == ABSENT:
             return PreconditionFailed(f"There is already an {words}.")
         return PreconditionFailed(f"The {words} is not the version of that etag any more.")
-
-
-def _expected(if_absent: bool, if_etag: str | None) -> int:
-    if if_etag is None:
-        return ABSENT if if_absent else ANY
-    if if_absent:
-        raise InvalidRequest("if_absent and if_etag exclude each other.")
-    return sequence_of_etag(if_etag)

@@ -32,6 +32,7 @@ from blockstore.api.many_values import Remote, batches, take_values, waves
 from blockstore.chunk.chunk_shell import ChunkReader, DataWriter, Want
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.messages import (
+    Batch,
     Delete,
     Entry,
     Extent,
@@ -104,6 +105,7 @@ Op = (
     | KeyHistory
     | Restore
     | SnapshotHold
+    | Batch
 )
 
 
@@ -268,9 +270,9 @@ class VolumeSession:
         if volume == self._volume and epoch > self._epoch and address is not None:
             self._epoch, self._owner = epoch, address
 
-    async def ask(self, op: Op, kind: type[A], timeout: float) -> A:
+    async def ask(self, op: Op, kind: type[A], timeout: float, payload: Sequence[Buffer] = ()) -> A:
         """An answer of that kind, without payload."""
-        answer = await self.call(op, (), self._caller.now() + timeout)
+        answer = await self.call(op, payload, self._caller.now() + timeout)
         answer.payload.release()
         if not isinstance(answer.message, kind):
             raise unexpected(answer.message)

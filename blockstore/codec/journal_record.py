@@ -28,7 +28,7 @@ import msgspec
 
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.malformed import MALFORMED
-from blockstore.codec.messages import Extent, Placement
+from blockstore.codec.messages import Extent, KeyWrite, Placement
 from blockstore.errors import Corrupt, UnknownFormat
 from blockstore.ids import ChunkId, RequestId
 
@@ -141,8 +141,17 @@ class SnapshotHoldRecord(_Record, frozen=True, tag=10):
     held: bool
 
 
+class BatchRecord(_Record, frozen=True, tag=11):
+    """Several keys change together, or none; the values stand in the journal's batch, one after the other."""
+
+    request: RequestId
+    settled: int
+    changes: tuple[KeyWrite, ...]
+
+
 RequestRecord = (
     PutRecord
+    | BatchRecord
     | DeleteRecord
     | SnapshotRecord
     | SnapshotDeleteRecord
@@ -159,7 +168,21 @@ def work_of(record: JournalRecord) -> int:
     """How many keys it may change: what it takes to apply it is in proportion."""
     if isinstance(record, RestoreRecord):
         return len(record.keys)
+    if isinstance(record, BatchRecord):
+        return len(record.changes)
     return max(1, len(record.moves)) if isinstance(record, MovedRecord) else 1
+
+
+def brings_values(record: JournalRecord) -> bool:
+    """Whether it makes the volume larger, so that a full store cannot take it."""
+    return isinstance(record, PutRecord | BatchRecord)
+
+
+def inline_sizes(record: JournalRecord) -> Sequence[int] | None:
+    """Of the values that ride with it, one behind the other; None if none do."""
+    if isinstance(record, BatchRecord):
+        return [change.size for change in record.changes if change.size]
+    return (record.size,) if isinstance(record, PutRecord) and record.inline else None
 
 
 def total_work(records: Iterable[JournalRecord]) -> int:
@@ -271,9 +294,10 @@ def value_offsets(header: BatchHeader, records: Sequence[JournalRecord]) -> tupl
     position = HEADER_BYTES + header.n_block
     offsets: list[int] = []
     for record in records:
-        if isinstance(record, PutRecord) and record.inline:
-            offsets.append(position)
-            position += record.size
-        else:
+        sizes = inline_sizes(record)
+        if sizes is None:
             offsets.append(-1)
+        else:
+            offsets.append(position)
+            position += sum(sizes)
     return tuple(offsets)

@@ -199,6 +199,7 @@ class VolumeCall(_Message, frozen=True, tag=30):
         | KeyHistory
         | Restore
         | SnapshotHold
+        | Batch
     )
 
 
@@ -422,6 +423,23 @@ class SnapshotHold(_Message, frozen=True, tag=54):
     held: bool
 
 
+class KeyWrite(_Message, frozen=True):
+    """One change of a batch: a small value, or with `meta` None a delete."""
+
+    key: bytes
+    meta: bytes | None
+    size: int
+    crc: int  # crc32c of the value
+    expected: int  # as in `Put`
+
+
+class Batch(_Message, frozen=True, tag=55):
+    """Up to 1,000 puts and deletes of distinct keys, all or none. Payload: the values, one after the other.
+    Answered with `Written`; with PreconditionFailed or NotFound for the first that stands in the way."""
+
+    changes: tuple[KeyWrite, ...]
+
+
 # --- bus
 
 
@@ -475,7 +493,7 @@ WireMessage = (
     | VolumeCall | Put | Delete | Written | Lookup | Found | LookupMany | FoundMany | ListKeys | KeyPage
     | SnapshotCreate | SnapshotDelete | SnapshotList | SnapshotRecord | SnapshotRecords | Grant | Granted
     | VolumeInfo | VolumeFacts | ListChanges | ChangePage | KeyHistory | KeyVersions
-    | Restore | SnapshotHold
+    | Restore | SnapshotHold | Batch
     | FetchView | View | CreateVolume | DeleteVolume | ListVolumes | Volumes | Transact | Transacted
     | JoinNode | Joined | FetchControlSnapshot | ControlSnapshot | FetchStatus | Status | FetchEvents | Events
     | CreateCredential | RevokeCredential | ListCredentials | Credentials

@@ -26,6 +26,7 @@ from blockstore.codec.checksum import crc32c
 from blockstore.codec.control_record import JournalChunk
 from blockstore.codec.journal_record import (
     Batch,
+    BatchRecord,
     ChunkOpenedRecord,
     ChunkSealedRecord,
     DeleteRecord,
@@ -33,6 +34,7 @@ from blockstore.codec.journal_record import (
     MovedRecord,
     PutRecord,
     RestoreRecord,
+    brings_values,
     build_batch,
     encode_header,
     total_work,
@@ -177,14 +179,14 @@ class Journal:
         added, self._added = self._added, deque()
         for entry in added:
             record, _, token, cost = entry
-            if isinstance(record, PutRecord):
+            if brings_values(record):
                 self.waiting_bytes -= cost
                 refused.append(token)
             else:
                 self._added.append(entry)
         unplaced, self._unplaced = self._unplaced, deque()
         for batch, tokens in unplaced:
-            kept = [i for i, record in enumerate(batch.records) if not isinstance(record, PutRecord)]
+            kept = [i for i, record in enumerate(batch.records) if not brings_values(record)]
             refused += [token for i, token in enumerate(tokens) if i not in kept]
             if kept:  # none of them has a value
                 records = [(batch.records[i], None) for i in kept]
@@ -304,6 +306,8 @@ def _cost(record: JournalRecord, value: bytes | memoryview | None) -> int:
         cost += len(record.key)
     elif isinstance(record, MovedRecord):
         cost += sum(len(key) + EXTENT_BYTES * (1 + len(extents)) for key, _, extents in record.moves)
+    elif isinstance(record, BatchRecord):
+        cost += sum(len(one.key) + len(one.meta or b"") + KEY_BYTES for one in record.changes)
     elif isinstance(record, RestoreRecord):
         cost += sum(len(key) + KEY_BYTES for key in (*record.keys, *record.targets))
     return cost

@@ -19,7 +19,7 @@ from blockstore.codec.journal_record import (
     ChunkSealedRecord,
     EpochRecord,
     JournalRecord,
-    PutRecord,
+    inline_sizes,
 )
 from blockstore.codec.run_file import Result
 from blockstore.config import (
@@ -123,9 +123,10 @@ class Owner:
         for i, (record, token) in enumerate(zip(batch.records, committed.tokens, strict=True)):
             at = batch.value_offsets[i]
             result = apply(record, batch.base_sequence + i, chunk, offset + at)
-            if at >= 0 and isinstance(record, PutRecord):
+            for size in inline_sizes(record) or ():
                 start = at - HEADER_BYTES
-                keep(chunk, offset + at, batch.body[start : start + record.size])
+                keep(chunk, offset + at, batch.body[start : start + size])
+                at += size
             if isinstance(token, RequestId):
                 self._forget_in_flight(token.session)
                 for on_result in pending.pop(token, ()):

@@ -26,7 +26,7 @@ from blockstore.codec.journal_record import (
     ChunkOpenedRecord,
     JournalRecord,
     MovedRecord,
-    PutRecord,
+    brings_values,
 )
 from blockstore.codec.messages import (
     DeleteFragment,
@@ -249,7 +249,7 @@ class VolumeOwner:
         if self._is_known(call, message):
             return
         record, value = to_record(message, call.payload.view, self._world.clock.wall())
-        if isinstance(record, PutRecord) and self._journal.is_full:
+        if brings_values(record) and self._journal.is_full:
             raise self._no_space()
 
         def answer(result: Result | BlockStoreError) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.journal_record import (
+    BatchRecord,
     DeleteRecord,
     JournalRecord,
     PutRecord,
@@ -16,6 +17,7 @@ from blockstore.codec.journal_record import (
     SnapshotRecord,
 )
 from blockstore.codec.messages import (
+    Batch,
     Delete,
     ListKeys,
     Lookup,
@@ -27,7 +29,7 @@ from blockstore.codec.messages import (
     SnapshotHold,
     VolumeCall,
 )
-from blockstore.config import INLINE_BYTES_MAX, RESTORE_KEYS_MAX
+from blockstore.config import BATCH_BYTES_MAX, BATCH_KEYS_MAX, INLINE_BYTES_MAX, RESTORE_KEYS_MAX
 from blockstore.errors import Corrupt, InvalidRequest, NotFound
 from blockstore.ids import TiB
 from blockstore.volume.state import VolumeState
@@ -40,7 +42,7 @@ LOOKUP_KEYS_MAX = 1_000
 LIST_LIMIT_MAX = 1_000
 SNAPSHOT_NAME_MAX = 255
 
-WRITES = (Put, Delete, SnapshotCreate, SnapshotDelete, SnapshotHold, Restore)
+WRITES = (Put, Delete, Batch, SnapshotCreate, SnapshotDelete, SnapshotHold, Restore)
 
 
 def to_record(call: VolumeCall, payload: memoryview, wall: float) -> tuple[JournalRecord, memoryview | None]:
@@ -52,6 +54,9 @@ def to_record(call: VolumeCall, payload: memoryview, wall: float) -> tuple[Journ
     if isinstance(op, Delete):
         check_key(op.key)
         return DeleteRecord(request, settled, op.key, op.expected), None
+    if isinstance(op, Batch):
+        _check_batch(op, payload)
+        return BatchRecord(request, settled, op.changes), payload
     if isinstance(op, SnapshotCreate):
         _check_snapshot_name(op.name)
         return SnapshotRecord(request, settled, op.name, wall), None
@@ -101,6 +106,29 @@ def _put_record(op: Put, call: VolumeCall, payload: memoryview) -> tuple[Journal
 def check_key(key: bytes) -> None:
     if not 0 < len(key) <= KEY_BYTES_MAX:
         raise InvalidRequest(f"A key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}.")
+
+
+def _check_batch(op: Batch, payload: memoryview) -> None:
+    if not 0 < len(op.changes) <= BATCH_KEYS_MAX:
+        raise InvalidRequest(f"A batch has 1 to {BATCH_KEYS_MAX:,} changes, not {len(op.changes):,}.")
+    if len({change.key for change in op.changes}) < len(op.changes):
+        raise InvalidRequest("A batch changes a key once.")
+    start = n_bytes = 0
+    for change in op.changes:
+        check_key(change.key)
+        size, meta = change.size, change.meta
+        if len(meta or b"") > META_BYTES_MAX:
+            raise InvalidRequest(
+                f"The metadata has {len(meta or b'')} bytes; at most {META_BYTES_MAX} are kept."
+            )
+        if not 0 <= size <= (0 if meta is None else INLINE_BYTES_MAX):
+            raise InvalidRequest(f"A value of {size} bytes cannot be in a batch.")
+        if crc32c(payload[start : start + size]) != change.crc:
+            raise Corrupt("A value of a batch", "it changed on its way to the owner")
+        start += size
+        n_bytes += size + len(change.key) + len(meta or b"")
+    if start != payload.nbytes or n_bytes > BATCH_BYTES_MAX:
+        raise InvalidRequest(f"A batch of {n_bytes} bytes, with {payload.nbytes} bytes of values, is none.")
 
 
 def _check_restore(op: Restore) -> None:

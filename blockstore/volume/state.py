@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from blockstore.codec.journal_record import (
+    BatchRecord,
     ChunkDroppedRecord,
     ChunkSealedRecord,
     DeleteRecord,
@@ -132,6 +133,8 @@ class VolumeState:
             self._note_snapshots()
             self.history_to_purge = True
             return _OK
+        if isinstance(record, BatchRecord):
+            return self._batch(record, sequence, chunk, value_offset)
         if isinstance(record, SnapshotHoldRecord):
             held = msgspec.structs.replace(self._snapshot(record.name), held=record.held)
             self.snapshots[record.name] = held
@@ -161,10 +164,25 @@ class VolumeState:
         self._give_back(self.map.put(record.key, version, self.newest_snapshot))
         return Written(sequence)
 
+    def _batch(self, record: BatchRecord, sequence: int, chunk: ChunkId, value_offset: int) -> Written:
+        for change in record.changes:
+            self._check_expected(change.key, change.expected)
+            if change.meta is None and self.map.find(change.key) is None:
+                raise _no_object(change.key)
+        for change in record.changes:
+            extents: tuple[Extent, ...] = ()
+            if change.meta is not None and change.size:
+                extents = (Extent(chunk, value_offset, change.size, change.size, change.crc),)
+                value_offset += change.size
+            self.chunks.add_live(extents)
+            version = StoredVersion(sequence, change.meta, change.size, change.crc, extents)
+            self._give_back(self.map.put(change.key, version, self.newest_snapshot))
+        return Written(sequence)
+
     def _delete(self, record: DeleteRecord, sequence: int) -> Written:
         self._check_expected(record.key, record.expected)
         if self.map.find(record.key) is None:
-            raise NotFound(f"object {record.key.decode(errors='backslashreplace')!r}")
+            raise _no_object(record.key)
         self._give_back(self.map.put(record.key, StoredVersion(sequence, None), self.newest_snapshot))
         return Written(sequence)
 
@@ -246,6 +264,10 @@ class VolumeState:
         self.chunks.load(head.chunks)
         self.epoch = max((stored.chunk.epoch for stored in head.chunks), default=0)
         self.history_to_purge = True
+
+
+def _no_object(key: bytes) -> NotFound:
+    return NotFound(f"object {key.decode(errors='backslashreplace')!r}")
 
 
 def _check_epoch(record: EpochRecord, epoch: int) -> None:

@@ -43,6 +43,8 @@ class Awaited:
         found = getattr(self._wrapped, name)
         if not callable(found) or name in ("seek", "tell"):
             return found
+        if name == "batch":
+            return lambda: _AwaitedBatch(cast("blockstore.Batch", found()))
         if name in ("list", "diff"):
             return partial(_async_iterator, found)
 
@@ -56,6 +58,23 @@ class Awaited:
 
     async def __aexit__(self, *_: object) -> None:
         cast("io.BufferedReader", self._wrapped).close()
+
+
+class _AwaitedBatch:
+    """Collecting is the same in both twins."""
+
+    def __init__(self, wrapped: blockstore.Batch) -> None:
+        self._wrapped = wrapped
+        self.put, self.delete = wrapped.put, wrapped.delete
+
+    async def commit(self) -> object:
+        return await trio.to_thread.run_sync(self._wrapped.commit)
+
+    async def __aenter__(self) -> _AwaitedBatch:
+        return self
+
+    async def __aexit__(self, *raised: Any) -> None:
+        await trio.to_thread.run_sync(self._wrapped.__exit__, *raised)
 
 
 def _awaited(result: object) -> object:
@@ -233,6 +252,54 @@ async def test_snapshots_do_not_change(bucket: aio.Bucket) -> None:
     with pytest.raises(NotFound, match="no snapshot 'before'"):
         await bucket.at("before")
     assert await bucket.get("kept") == b"2"
+
+
+async def test_a_batch_comes_true_as_a_whole_or_not_at_all(bucket: aio.Bucket) -> None:
+    old = await bucket.put("old", b"1")
+    batch = bucket.batch()
+    batch.put("a", some_bytes(100_000), metadata={"k": "v"}, if_absent=True)
+    batch.put("empty", b"")
+    batch.delete("old", if_etag=old.etag)
+    batch.put("b", b"22")
+    a, empty, b = await batch.commit()
+    assert await bucket.read_many(["a", "empty", "b"]) == [some_bytes(100_000), b"", b"22"]
+    assert [await bucket.stat(name) for name in ("a", "empty", "b")] == [a, empty, b]
+    assert await batch.commit() == [], "it is empty now"
+    with pytest.raises(NotFound):
+        await bucket.get("old")
+
+    async with bucket.batch() as batch:
+        batch.put("a", b"new", if_etag=a.etag)
+        batch.put("c", b"3")
+    assert await bucket.read_many(["a", "c"]) == [b"new", b"3"]
+
+    async def refused(raising: BaseException | None = None, deleting: str = "", **condition: str) -> None:
+        async with bucket.batch() as batch:
+            batch.put("d", b"4")
+            batch.put("a", b"newer", **cast("Any", condition))
+            if deleting:
+                batch.delete(deleting)
+            if raising:
+                raise raising
+
+    with pytest.raises(PreconditionFailed, match="'a'"):
+        await refused(if_etag=a.etag)
+    with pytest.raises(NotFound, match="no object 'never' in bucket"):
+        await refused(deleting="never")
+    with pytest.raises(KeyError):
+        await refused(KeyError())
+    assert [entry.name async for entry in bucket.list()] == ["a", "b", "c", "empty"]
+    batch = bucket.batch()
+    batch.put("x", b"1")
+    for wrong in (bytes(128 * KiB + 1), "text"):
+        with pytest.raises(InvalidRequest):
+            batch.put("y", cast("bytes", wrong))
+    with pytest.raises(InvalidRequest, match="already"):
+        batch.delete("x")
+    for index in range(7):
+        batch.put(f"{index}", bytes(128 * KiB))
+    with pytest.raises(InvalidRequest, match="up to 1,000 changes"):
+        await batch.commit()
 
 
 async def test_a_diff_and_a_log_say_what_happened(bucket: aio.Bucket) -> None:

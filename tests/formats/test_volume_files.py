@@ -10,6 +10,7 @@ import pytest
 
 from blockstore.codec import journal_record, run_file
 from blockstore.codec.journal_record import (
+    BatchRecord,
     DeleteRecord,
     PutRecord,
     RestoreRecord,
@@ -19,7 +20,7 @@ from blockstore.codec.journal_record import (
     encode_header,
     value_offsets,
 )
-from blockstore.codec.messages import Extent, Placement
+from blockstore.codec.messages import Extent, KeyWrite, Placement
 from blockstore.codec.run_file import (
     Root,
     StoredVersion,
@@ -162,6 +163,22 @@ def test_a_restore_has_the_bytes_that_it_always_had() -> None:
     assert decode_records(header, data[64:], "here") == (restore,)
 
 
+def test_a_batch_of_changes_has_the_bytes_that_it_always_had() -> None:
+    changes = (KeyWrite(b"k", b"m", 2, 3, -1), KeyWrite(b"l", None, 0, 0, 5), KeyWrite(b"n", b"", 1, 4, 0))
+    put = PutRecord(RequestId(SessionId(1), 3), 1, b"k", b"m", 3, 0, -1, True)
+    built = build_batch(9, [(BatchRecord(RequestId(SessionId(1), 2), 1, changes), b"abc"), (put, b"def")])
+    assert built.body.hex() == GOLDEN_CHANGES
+    data = memoryview(encode_header(built, CHUNK, 0, 17) + built.body)
+    header = decode_header(data, CHUNK, 0)
+    records = decode_records(header, data[64 : 64 + header.n_block], "here")
+    assert records == built.records
+    assert value_offsets(header, records) == built.value_offsets
+
+
+GOLDEN_CHANGES = (
+    "92940b920102019395c4016bc4016d0203ff95c4016cc000000595c4016ec400010400"
+    "9a0192010301c4016bc4016d0300ffc390616263646566"
+)
 GOLDEN_RESTORE = "91960992010401" + "92c4016bc4016c" + "08" + "92c4016dc4016e"
 GOLDEN_BATCH = (
     "42534a310100000003000000000000000400000000000000090000000000000002000000200000000300000000000000"

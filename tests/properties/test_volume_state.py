@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.journal_record import (
     HEADER_BYTES,
+    BatchRecord,
     ChunkOpenedRecord,
     DeleteRecord,
     EpochRecord,
@@ -24,7 +25,7 @@ from blockstore.codec.journal_record import (
     decode_records,
     value_offsets,
 )
-from blockstore.codec.messages import ANY, Extent, Failed, KeyHistory, Placement
+from blockstore.codec.messages import ANY, Extent, Failed, KeyHistory, KeyWrite, Placement
 from blockstore.codec.run_file import (
     StoredVersion,
     decode_blocks,
@@ -64,6 +65,7 @@ class VolumeMachine(RuleBasedStateMachine):
         self.head: dict[bytes, bytes] = {}  # the model: the map
         self.snapshots: dict[str, dict[bytes, bytes]] = {}
         self.sequences: dict[str, int] = {}  # of the snapshots
+        self.batches: dict[RequestId, tuple[dict[bytes, bytes], list[bytes]]] = {}
         self.held: set[str] = set()
         self.restores: dict[RequestId, RestoreRecord] = {}
         self.checkpoint: tuple[bytes, list[bytes], ChunkId, int] | None = None
@@ -136,6 +138,19 @@ class VolumeMachine(RuleBasedStateMachine):
         self.journal.add(opened, None, None)
         self.journal.add(MovedRecord(tuple(moves)), None, None)
 
+    @rule(
+        puts=st.dictionaries(KEYS, st.binary(min_size=1, max_size=20), max_size=3),
+        deletes=st.lists(KEYS, max_size=2),
+    )
+    def batch(self, puts: dict[bytes, bytes], deletes: list[bytes]) -> None:
+        """Deletes need what they delete, so all or nothing is seen."""
+        changes = [KeyWrite(key, b"m", len(value), crc32c(value), ANY) for key, value in puts.items()]
+        gone = [key for key in dict.fromkeys(deletes) if key not in puts]
+        changes += [KeyWrite(key, None, 0, 0, ANY) for key in gone]
+        request = self.request(("batch", b"", b""))
+        self.batches[request] = puts, gone
+        self.journal.add(BatchRecord(request, 0, tuple(changes)), b"".join(puts.values()), request)
+
     @rule(name=st.sampled_from(["s", "t"]), held=st.booleans())
     def hold(self, name: str, held: bool) -> None:
         request = self.request(("hold" if held else "release", name.encode(), b""))
@@ -163,7 +178,9 @@ class VolumeMachine(RuleBasedStateMachine):
     def member_has_it(self, data: st.DataObject) -> None:
         """The next append in order at some member becomes durable there."""
         shards = sorted({(append.chunk, shard) for append, shard in self.unanswered})
-        chunk, shard = data.draw(st.sampled_from(shards))
+        self.becomes_durable(*data.draw(st.sampled_from(shards)))
+
+    def becomes_durable(self, chunk: ChunkId, shard: int) -> None:
         index = next(i for i, (a, s) in enumerate(self.unanswered) if (a.chunk, s) == (chunk, shard))
         append, _ = self.unanswered.pop(index)
         disk = self.contents[chunk][DISKS[shard]]
@@ -173,6 +190,17 @@ class VolumeMachine(RuleBasedStateMachine):
             self.apply(committed)
         if self.journal.phase is Phase.WAITING:
             self.open_chunk()
+
+    @rule()
+    def all_becomes_durable(self) -> None:
+        """The usual course; member by member few histories would get far."""
+        while True:
+            self.send()
+            if not self.unanswered:
+                return
+            while self.unanswered:
+                append, shard = self.unanswered[0]
+                self.becomes_durable(append.chunk, shard)
 
     @precondition(lambda self: self.unanswered)
     @rule(data=st.data())
@@ -189,7 +217,12 @@ class VolumeMachine(RuleBasedStateMachine):
             result = self.state.apply(record, batch.base_sequence + i, committed.chunk, at)
             if isinstance(token, RequestId):
                 what, failed = self.submitted.pop(token), isinstance(result, Failed)
-                if token in self.restores:
+                if token in self.batches:
+                    puts, deletes = self.batches.pop(token)
+                    assert failed == any(key not in self.head for key in deletes)
+                    if not failed:
+                        self.head = {k: v for k, v in self.head.items() if k not in deletes} | puts
+                elif token in self.restores:
                     self.model_restores(self.restores.pop(token), failed=failed)
                 else:
                     self.model_applies(what, failed=failed)

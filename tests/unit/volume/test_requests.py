@@ -6,6 +6,7 @@ import pytest
 
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.journal_record import (
+    BatchRecord,
     DeleteRecord,
     JournalRecord,
     PutRecord,
@@ -14,8 +15,10 @@ from blockstore.codec.journal_record import (
 )
 from blockstore.codec.messages import (
     ANY,
+    Batch,
     Delete,
     Extent,
+    KeyWrite,
     ListKeys,
     Lookup,
     LookupMany,
@@ -24,7 +27,7 @@ from blockstore.codec.messages import (
     SnapshotCreate,
     VolumeCall,
 )
-from blockstore.config import INLINE_BYTES_MAX, RESTORE_KEYS_MAX
+from blockstore.config import BATCH_KEYS_MAX, INLINE_BYTES_MAX, RESTORE_KEYS_MAX
 from blockstore.errors import Corrupt, InvalidRequest, NotFound
 from blockstore.ids import ChunkId, RequestId, SessionId, VolumeId
 from blockstore.volume.requests import (
@@ -41,7 +44,9 @@ from blockstore.volume.state import VolumeState
 
 VOLUME = VolumeId(7)
 CHUNK = ChunkId(VOLUME, 1, 1)
-Change = Put | Delete | Restore | SnapshotCreate
+Change = Put | Delete | Batch | Restore | SnapshotCreate
+FULL = b"v" * INLINE_BYTES_MAX
+FULL_CRC = crc32c(FULL)
 
 
 def ask(op: Change, payload: bytes = b"") -> tuple[JournalRecord, memoryview | None]:
@@ -85,6 +90,15 @@ def test_a_large_value_is_referred_to() -> None:
         (Put(b"key", b"", 9, 0, (Extent(CHUNK, 0, 9, 0, 0),), ANY), b""),
         (Put(b"key", b"", 9, 0, (Extent(CHUNK, 0, 10, 9, 0), Extent(CHUNK, 0, -1, 9, 0)), ANY), b""),
         (Delete(b"", ANY), b""),
+        (Batch(()), b""),
+        (Batch((KeyWrite(b"", b"", 1, crc32c(b"v"), ANY),)), b"v"),
+        (Batch((KeyWrite(b"k", b"m" * (META_BYTES_MAX + 1), 1, crc32c(b"v"), ANY),)), b"v"),
+        (Batch((KeyWrite(b"k", b"", 1, crc32c(b"v"), ANY),)), b"vv"),
+        (Batch((KeyWrite(b"k", None, 1, crc32c(b"v"), ANY),)), b"v"),
+        (Batch((KeyWrite(b"k", b"", -1, 0, ANY),)), b""),
+        (Batch((KeyWrite(b"k", None, 0, 0, ANY), KeyWrite(b"k", None, 0, 0, ANY))), b""),
+        (Batch(tuple(KeyWrite(b"%d" % i, None, 0, 0, ANY) for i in range(BATCH_KEYS_MAX + 1))), b""),
+        (Batch(tuple(KeyWrite(b"%d" % i, b"", INLINE_BYTES_MAX, FULL_CRC, ANY) for i in range(7))), FULL * 7),
         (Restore((), 1), b""),
         (Restore((b"",), 1), b""),
         (Restore((b"k",), 1, (b"k" * (KEY_BYTES_MAX + 1),)), b""),
@@ -107,6 +121,19 @@ def test_what_cannot_be_is_refused(op: Change, payload: bytes) -> None:
 def test_a_value_that_changed_on_its_way_is_refused() -> None:
     with pytest.raises(Corrupt):
         ask(put(b"value"), b"vaIue")
+
+
+def test_a_batch_becomes_its_record_if_its_values_are_what_was_sent() -> None:
+    changes = (
+        KeyWrite(b"k", b"m", 1, crc32c(b"v"), ANY),
+        KeyWrite(b"l", None, 0, 0, ANY),
+        KeyWrite(b"m", b"m", 2, crc32c(b"ww"), ANY),
+    )
+    record, value = ask(Batch(changes), b"vww")
+    assert isinstance(record, BatchRecord)
+    assert (record.changes, bytes(value or b"")) == (changes, b"vww")
+    with pytest.raises(Corrupt):
+        ask(Batch(changes), b"vwv")
 
 
 def test_a_restore_becomes_its_record() -> None:

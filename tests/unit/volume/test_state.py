@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from blockstore.codec.journal_record import (
+    BatchRecord,
     ChunkDroppedRecord,
     ChunkOpenedRecord,
     ChunkSealedRecord,
@@ -18,7 +19,7 @@ from blockstore.codec.journal_record import (
     SnapshotHoldRecord,
     SnapshotRecord,
 )
-from blockstore.codec.messages import ABSENT, ANY, Extent, Failed, Granted, Ok, Placement, Written
+from blockstore.codec.messages import ABSENT, ANY, Extent, Failed, Granted, KeyWrite, Ok, Placement, Written
 from blockstore.codec.messages import SnapshotRecord as SnapshotAnswer
 from blockstore.codec.run_file import Result
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
@@ -193,6 +194,40 @@ def test_a_held_snapshot_stays_until_it_is_released(bench: Bench) -> None:
         assert hold(False) == SnapshotAnswer("s", at, 1.0, False)
     assert delete() == Ok()
     assert not bench.state.retains(at)
+
+
+def batch(bench: Bench, *changes: KeyWrite) -> Result:
+    return bench.apply(BatchRecord(bench.request(), 0, changes), 100)
+
+
+def test_a_batch_changes_all_its_keys(bench: Bench) -> None:
+    bench.put(b"old", size=5)
+    done = sequence(
+        batch(
+            bench,
+            KeyWrite(b"a", b"m", 10, 1, ANY),
+            KeyWrite(b"old", None, 0, 0, ANY),
+            KeyWrite(b"empty", b"m", 0, 0, ABSENT),
+            KeyWrite(b"b", b"m", 20, 2, ABSENT),
+        )
+    )
+    assert sizes(bench, b"a", b"b", b"empty", b"old") == [10, 20, 0]
+    assert (bench.live(), bench.state.map.n_live) == (30, 3)
+    b = bench.state.map.find(b"b")
+    assert b is not None
+    assert (b.sequence, b.extents) == (done, (Extent(JOURNAL, 110, 20, 20, 2),))
+    again = batch(bench, KeyWrite(b"a", b"m", 1, 1, done), KeyWrite(b"b", None, 0, 0, done))
+    assert sequence(again) > done
+
+
+def test_a_batch_is_refused_as_a_whole(bench: Bench) -> None:
+    bench.put(b"there", size=5)
+    fine = KeyWrite(b"a", b"m", 10, 1, ANY)
+    assert why(batch(bench, fine, KeyWrite(b"there", b"m", 1, 1, ABSENT))) == "PreconditionFailed"
+    assert why(batch(bench, fine, KeyWrite(b"there", None, 0, 0, 1))) == "PreconditionFailed"
+    assert why(batch(bench, fine, KeyWrite(b"never", None, 0, 0, ANY))) == "NotFound"
+    assert sizes(bench, b"a", b"there") == [5]
+    assert bench.live() == 5
 
 
 def restore(bench: Bench, at: int, *keys: bytes, targets: tuple[bytes, ...] = ()) -> Result:
