@@ -12,8 +12,8 @@ from tests.simulation.cores.pool import run_seeds, tell
 from tests.simulation.cores.timed import ACKNOWLEDGED_MIN, FAULTS_MIN, run_timed
 from tests.simulation.cores.walk import STEPS, run_walk
 
-N_TIMED = 200
-N_WALKS = 1_000
+N_TIMED = 1_000
+N_WALKS = 5_000
 
 
 @pytest.mark.slow
