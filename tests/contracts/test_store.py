@@ -413,14 +413,16 @@ async def test_what_cannot_be_restored_is_said_before_anything_is_done(bucket: a
 
 async def test_a_bucket_is_rolled_back_and_forward(bucket: aio.Bucket) -> None:
     names = [f"{index:04}" for index in range(1_100)]
-    async with trio.open_nursery() as nursery:
-        for name in names:
-            nursery.start_soon(bucket.put, name, name.encode())
+    for start in (0, 550):
+        async with bucket.batch() as batch:
+            for name in names[start : start + 550]:
+                batch.put(name, name.encode())
     await bucket.put("large", some_bytes(MiB))
     await bucket.snapshot("full")
-    async with trio.open_nursery() as nursery:
-        for name in names[50:]:
-            nursery.start_soon(bucket.delete, name)
+    for start in (50, 575):
+        async with bucket.batch() as batch:
+            for name in names[start : 575 if start < 575 else None]:
+                batch.delete(name)
     await bucket.delete("large")
     await bucket.put("new", b"1")
     await bucket.put("0000", b"changed")
