@@ -84,9 +84,9 @@ class Plan:
 def draw_plan(rng: random.Random, n_nodes: int, n_faults: int) -> Plan:
     """A random subset of kinds, and faults of these."""
     mood = rng.random()
-    is_storm, rots = mood < 0.3, mood > 0.6 and n_nodes > 5
+    is_storm, rots = mood < 0.3, mood > 0.55 and n_nodes > 5
     pool = ALL_KINDS if rots else ALL_KINDS[: -len(ROT_KINDS)]
-    kinds: list[Kind] = [kind for kind in pool if rng.random() < 0.4]
+    kinds: list[Kind] = [kind for kind in pool if rng.random() < (0.7 if kind in ROT_KINDS else 0.4)]
     if not any(kind in NODE_KINDS for kind in kinds):
         kinds.append(rng.choice(NODE_KINDS[:4]))
     if rots and not any(kind in ROT_KINDS for kind in kinds):

@@ -39,6 +39,7 @@ class Total:
     cpu_seconds: float = 0.0
     faults: Counter[str] = field(default_factory=Counter[str])
     mishaps: Counter[str] = field(default_factory=Counter[str])
+    seen: Counter[str] = field(default_factory=Counter[str])
     failed: list[int] = field(default_factory=list[int])
 
     def add(self, outcome: Outcome) -> None:
@@ -48,15 +49,17 @@ class Total:
         self.cpu_seconds += outcome.cpu_seconds
         self.faults.update(outcome.faults)
         self.mishaps.update(outcome.mishaps)
+        self.seen.update(outcome.seen)
         if outcome.violations:
             self.failed.append(outcome.seed)
 
     def summary(self) -> str:
         kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(self.faults.items()))
         mishaps = ", ".join(f"{n:,} {what}" for what, n in self.mishaps.items())
+        seen = ", ".join(f"{n:,} {what}" for what, n in self.seen.items())
         failed = ", ".join(map(str, self.failed)) or "none"
         return (
             f"{self.n_seeds} seeds, {self.n_acknowledged:,} acknowledged, {self.n_checked:,} operations "
             f"checked for linearizability, {self.faults.total():,} faults ({kinds}): {mishaps}; "
-            f"{self.cpu_seconds:.1f} CPU seconds; failed: {failed}"
+            f"looked at: {seen}; {self.cpu_seconds:.1f} CPU seconds; failed: {failed}"
         )

@@ -45,6 +45,8 @@ class Outcome:
     faults: dict[str, int] = field(default_factory=dict[str, int])
     mishaps: dict[str, int] = field(default_factory=dict[str, int])
     """What the faults did: messages lost, operations of disks failed, …"""
+    seen: dict[str, int] = field(default_factory=dict[str, int])
+    """What the checkers looked at."""
     n_acknowledged: int = 0
     n_given_up: int = 0
     n_reads: int = 0
@@ -58,11 +60,18 @@ class Outcome:
     description: str = ""
 
 
-def run_seed(seed: int, listener: Listener | None = None) -> Outcome:
-    """Everything that happens in it, told to `listener` in words."""
+def run_seed(
+    seed: int,
+    listener: Listener | None = None,
+    *,
+    n_faults: int = N_FAULTS,
+    n_operations: int = OPERATIONS_MIN,
+) -> Outcome:
+    """Everything that happens in it, told to `listener` in words. It goes on until clients were told of so
+    many operations, and all the faults are over."""
     rng = random.Random(f"plan {seed}")
     n_nodes = rng.choice((5, 6, 6, 7))
-    plan = draw_plan(rng, n_nodes, N_FAULTS)
+    plan = draw_plan(rng, n_nodes, n_faults)
     drawn = settings.draw(rng)
     outcome = Outcome(seed)
     mode = "storm" if plan.is_storm else "one node away at a time"
@@ -72,7 +81,9 @@ def run_seed(seed: int, listener: Listener | None = None) -> Outcome:
         + f"; settings: {', '.join(f'{name}={value}' for name, value in drawn.items()) or 'as in daemons'}"
     )
     with settings.applied(drawn), _logs(listener) as logs:
-        run_simulated(seed, lambda: _Seed(seed, rng, n_nodes, plan, outcome, listener, logs).run())
+        run_simulated(
+            seed, lambda: _Seed(seed, rng, n_nodes, plan, n_operations, outcome, listener, logs).run()
+        )
     return outcome
 
 
@@ -124,12 +135,13 @@ class _Seed:
         rng: random.Random,
         n_nodes: int,
         plan: Plan,
+        n_operations: int,
         outcome: Outcome,
         listener: Listener | None,
         logs: _Logs,
     ) -> None:
         self._seed, self._rng, self._plan, self._outcome = seed, rng, plan, outcome
-        self._n_nodes = n_nodes
+        self._n_nodes, self._n_operations = n_nodes, n_operations
         self.world = World(seed)
         self.world.trace.listener = listener
         logs.world = self.world
@@ -137,32 +149,45 @@ class _Seed:
         self._workloads: list[tuple[Workload, aio.Bucket]] = []
 
     async def run(self) -> None:
-        world, outcome = self.world, self._outcome
+        world = self.world
         world.lanes.faults = LinkFaults(0.000_2, self._rng.choice((0.001, 0.005)))
         world.bus.faults = BusFaults(delay_min=0.000_2, delay_max=self._rng.choice((0.001, 0.01)))
         async with trio.open_nursery() as nursery:
             self._cluster = SimCluster(world, nursery, self._n_nodes)
             self._watch = Watch(self._cluster)
-            for one in self._cluster.nodes:
-                one.machine.clock.rate = self._rng.choice((1.0, 1.0, 1.0, *CLOCK_RATES))
-                self._cluster.start(one)
-            nursery.start_soon(self._look)
-            with trio.move_on_after(LIFE_SECONDS_MAX) as life:
-                await self._cluster.new_client_machine().live(self._direct)
-            if life.cancelled_caught:
-                self._watch.accuse(f"the seed did not come to its end in {LIFE_SECONDS_MAX:.0f} s")
-            self._watch.look_at_sealed_again()
-            outcome.violations = self._watch.violations
-            outcome.trace_sum, outcome.n_events = world.trace.sum, world.trace.n_events
-            outcome.mishaps = self._mishaps()
-            outcome.n_acknowledged = self._tally.n_acknowledged
-            outcome.n_given_up, outcome.n_reads = self._tally.n_given_up, self._tally.n_reads
-            outcome.n_checked = self._tally.n_checked
-            outcome.longest_gap = self._tally.longest_gap
-            outcome.n_sealed = self._watch.n_sealed_seen
-            outcome.n_own_ends = self._cluster.n_own_ends
-            outcome.seconds = trio.current_time()
+            with self._watch.listening_to_journals():
+                for one in self._cluster.nodes:
+                    one.machine.clock.rate = self._rng.choice((1.0, 1.0, 1.0, *CLOCK_RATES))
+                    self._cluster.start(one)
+                nursery.start_soon(self._look)
+                with trio.move_on_after(LIFE_SECONDS_MAX) as life:
+                    await self._cluster.new_client_machine().live(self._direct)
+                if life.cancelled_caught:
+                    self._watch.accuse(f"the seed did not come to its end in {LIFE_SECONDS_MAX:.0f} s")
+                self._watch.look_at_sealed(again=True)
+                self._sum_up()
             nursery.cancel_scope.cancel()
+
+    def _sum_up(self) -> None:
+        outcome, watch, tally = self._outcome, self._watch, self._tally
+        outcome.violations = watch.violations
+        outcome.trace_sum, outcome.n_events = self.world.trace.sum, self.world.trace.n_events
+        outcome.mishaps = self._mishaps()
+        outcome.n_acknowledged, outcome.n_given_up = tally.n_acknowledged, tally.n_given_up
+        outcome.n_reads, outcome.n_checked = tally.n_reads, tally.n_checked
+        outcome.longest_gap = tally.longest_gap
+        outcome.n_sealed = watch.claims.n_sealed
+        outcome.seen = {
+            "terms": watch.claims.n_terms,
+            "epochs": watch.claims.n_epochs,
+            "sealed fragments": watch.claims.n_sealed,
+            "records applied": watch.witness.n_applied,
+            "records replayed": watch.witness.n_replayed,
+            "chunks dropped": watch.n_dropped,
+            "records of moved values": watch.n_moved,
+        }
+        outcome.n_own_ends = self._cluster.n_own_ends
+        outcome.seconds = trio.current_time()
 
     def _mishaps(self) -> dict[str, int]:
         world = self.world
@@ -181,7 +206,7 @@ class _Seed:
             self._watch.look()
             if trio.current_time() >= due:
                 due = trio.current_time() + LOOK_AT_SEALED_SECONDS
-                self._watch.look_at_sealed()
+                self._watch.look_at_sealed(again=False)
             await self._pause(LOOK_SECONDS)
 
     # --- the course of a seed, as the client "director" directs it
@@ -245,7 +270,7 @@ class _Seed:
             return
         self._outcome.recovery_seconds = seconds
         world.tell(f"everything answers and writes after {seconds:.1f} s")
-        while self._tally.n_acknowledged < OPERATIONS_MIN:
+        while self._tally.n_acknowledged < self._n_operations:
             await self._pause(0.5)
         for workload, _ in self._workloads:
             workload.stop()

@@ -36,6 +36,14 @@ CHOICES: dict[str, Sequence[int | float]] = {
     "TIDY_SECONDS": (0.3, 2.0),
     "GATHER_SECONDS": (0.02, 0.2),
     "INDEXES_MAX": (1, 1_024),
+    "CHECKPOINT_LOOK_SECONDS": (0.05, 0.5),
+    "PACK_LOOK_SECONDS": (0.1, 0.5, 2.0),
+    "PACK_RETRY_SECONDS": (0.5, 5.0),
+    "LEFT_BEHIND_BYTES_MIN": (1, 20 * KiB, 200 * KiB),
+    "GAIN_BYTES_MIN": (1, 20 * KiB, 200 * KiB),
+    "ROUND_BYTES_MAX": (50 * KiB, 256 * MiB),
+    "MOVES_PER_RECORD": (1, 3, 500),
+    "KEYS_AT_ONCE": (2, 2_000),
 }
 """To choose from; the real one is among them where it is not too large to matter in so short a life."""
 

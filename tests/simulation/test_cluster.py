@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.kept_seeds import KEPT
-from tests.simulation.plan import DISK_KINDS, LINK_KINDS, NODE_KINDS, ROT_KINDS
+from tests.simulation.plan import ALL_KINDS
 from tests.simulation.report import Total, show
 from tests.simulation.seed import N_FAULTS, OPERATIONS_MIN, Outcome
 from tests.simulation.shares import run_shares
@@ -44,11 +44,9 @@ def test_enough_was_asked_and_enough_went_wrong(outcomes: list[Outcome]) -> None
         assert outcome.n_acknowledged >= OPERATIONS_MIN, show(outcome)
     print(total.summary())
     assert total.n_checked >= N_CHECKED_MIN
-    few = [
-        f"{kind}: {total.faults[kind]}"
-        for kind in (*NODE_KINDS, *LINK_KINDS, *DISK_KINDS, *ROT_KINDS)
-        if total.faults[kind] < FAULTS_OF_A_KIND_MIN
-    ]
+    assert all(total.mishaps.values()), f"some never happened: {total.mishaps}"
+    assert all(total.seen.values()), f"some were never looked at: {total.seen}"
+    few = [f"{kind}: {total.faults[kind]}" for kind in ALL_KINDS if total.faults[kind] < FAULTS_OF_A_KIND_MIN]
     assert not few, f"of some kinds of faults there were fewer than {FAULTS_OF_A_KIND_MIN}: {few}"
 
 

@@ -1,25 +1,27 @@
-"""What must hold at every instant, looked at from outside, all nodes at once.
+"""Looks at all nodes at once, from outside, and tells `claims.py` what it sees.
 
-- No two nodes lead control in one term.
-- No two nodes may answer reads of one volume: each by its own copy of control, its own lease, its own clock.
-- No two owners serve one volume in one epoch, and no epoch serves again after it ended.
-- What is sealed keeps its length and its bytes.
-- Queues keep their bounds.
-"""
+Each node is believed for what it is about itself: its own copy of control, its own lease by its own clock,
+its own queues. What is sealed is read from the disk and not through the node."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from blockstore import config
 from blockstore.codec.fragment_file import DATA_START
+from blockstore.codec.journal_record import ChunkDroppedRecord, JournalRecord, MovedRecord
+from blockstore.codec.run_file import Result
 from blockstore.daemon.node_shell import Node
-from blockstore.ids import ChunkId, DiskId, VolumeId
-from blockstore.node.fragment import Fragment
-from blockstore.runtime.sim.disk import SimDisk
+from blockstore.ids import ChunkId, DiskId
+from blockstore.node.slots_shell import file_name
 from blockstore.volume.owner_shell import VolumeOwner
+from blockstore.volume.state import VolumeState
+from tests.simulation.claims import Claims
 from tests.simulation.cluster import SimCluster, SimNode
+from tests.simulation.cores.history import Violation
+from tests.simulation.cores.witness import Witness
 
 AGENDA_MAX = 50_000
 """Messages, timers and disk work under way in a cluster of seven nodes: a second of the busiest seed."""
@@ -30,11 +32,9 @@ class Watch:
         self.violations: list[str] = []
         self.rotten_disks: set[DiskId] = set()  # whose bytes were changed on purpose
         self.n_looks = 0
-        self.n_sealed_seen = 0
+        self.n_dropped = self.n_moved = 0  # chunks, and records of values that moved to other chunks
+        self.claims, self.witness = Claims(self.accuse), Witness()
         self._cluster = cluster
-        self._leaders: dict[int, str] = {}  # by term
-        self._servers: dict[tuple[VolumeId, int], object] = {}  # by volume and epoch
-        self._sealed: dict[tuple[DiskId, ChunkId], tuple[int, int]] = {}  # length and sum
 
     def accuse(self, words: str) -> None:
         self.violations.append(words)
@@ -42,99 +42,81 @@ class Watch:
 
     def look(self) -> None:
         self.n_looks += 1
-        self._look_at_leaders()
-        self._look_at_leases()
-        self._look_at_owners()
+        claims = self.claims
+        for one, node in self._running():
+            raft = node.control._replica.raft
+            if raft.is_leader:
+                claims.see_leader(raft.term, one.machine.name)
+        claims.see_holders(
+            (volume.volume, one.machine.name)
+            for one, node in self._running()
+            if node.control.lease_valid(one.machine.clock.now())
+            for volume in node.control.views.volumes_of(node.control.me)
+        )
+        for one, owner in self._serving():
+            claims.see_server(owner.record.volume, owner.record.epoch, owner, one.machine.name)
         self._look_at_queues()
 
-    def look_at_sealed(self) -> None:
-        """Dearer: reads what is new, or was not looked at since it was sealed."""
+    def look_at_sealed(self, *, again: bool) -> None:
+        """Read what is new, or (`again`) every byte of every sealed fragment."""
         for one, node in self._running():
+            mounted = one.machine.disk(one.facts.disks[0].directory)
             for disk, shell in node.disks.items():
-                if disk not in self.rotten_disks:
-                    mounted = one.machine.disk(one.facts.disks[0].directory)
-                    for chunk, fragment in shell._fragments.items():
-                        if fragment.sealed:
-                            self._look_at_fragment(mounted, disk, chunk, fragment, again=False)
+                if disk in self.rotten_disks:
+                    continue
+                for chunk, fragment in shell._fragments.items():
+                    length = fragment.length
+                    if fragment.sealed and (again or not self.claims.knows_sealed(disk, chunk, length)):
+                        data = mounted.peek(file_name(fragment.slot), DATA_START, length)
+                        self.claims.see_sealed(disk, chunk, length, zlib.crc32(data))
 
-    def look_at_sealed_again(self) -> None:
-        """Every byte of every sealed fragment."""
-        for one, node in self._running():
-            for disk, shell in node.disks.items():
-                if disk not in self.rotten_disks:
-                    mounted = one.machine.disk(one.facts.disks[0].directory)
-                    for chunk, fragment in shell._fragments.items():
-                        if fragment.sealed:
-                            self._look_at_fragment(mounted, disk, chunk, fragment, again=True)
+    @contextmanager
+    def listening_to_journals(self) -> Generator[None]:
+        """What any owner applies to its volume, live and in replay, is seen."""
+        witness, usual = self.witness, VolumeState.apply
+
+        def apply(
+            state: VolumeState, record: JournalRecord, sequence: int, chunk: ChunkId, offset: int
+        ) -> Result:
+            result, n_replayed = usual(state, record, sequence, chunk, offset), witness.n_replayed
+            try:
+                witness.on_applied(state, record, sequence, result)
+                # In replay there are versions that had been purged: the journal says nothing of that.
+                is_new = n_replayed == witness.n_replayed and not state.history_to_purge
+                if is_new and isinstance(record, ChunkDroppedRecord):
+                    self.n_dropped += 1
+                    witness.on_dropped(state, record.chunk)
+                self.n_moved += is_new and isinstance(record, MovedRecord)
+            except Violation as violation:
+                self.accuse(str(violation))
+            return result
+
+        setattr(VolumeState, "apply", apply)  # noqa: B010 - a method, for a while
+        try:
+            yield
+        finally:
+            setattr(VolumeState, "apply", usual)  # noqa: B010
 
     def _running(self) -> list[tuple[SimNode, Node]]:
         return [(one, one.node) for one in self._cluster.nodes if one.node is not None]
 
-    def _look_at_leaders(self) -> None:
-        for one, node in self._running():
-            raft = node.control._replica.raft
-            if raft.is_leader:
-                name = self._leaders.setdefault(raft.term, one.machine.name)
-                if name != one.machine.name:
-                    self.accuse(f"{name} and {one.machine.name} both lead control in term {raft.term}")
-
-    def _look_at_leases(self) -> None:
-        holders: dict[VolumeId, str] = {}
-        for one, node in self._running():
-            control = node.control
-            if control.lease_valid(one.machine.clock.now()):
-                for volume in control.views.volumes_of(control.me):
-                    other = holders.setdefault(volume.volume, one.machine.name)
-                    if other != one.machine.name:
-                        self.accuse(
-                            f"{other} and {one.machine.name} both have a lease for volume {volume.volume}"
-                        )
-
-    def _look_at_owners(self) -> None:
-        for one, _, owner in self._owners():
-            if owner._serving:
-                epoch = (owner.record.volume, owner.record.epoch)
-                other = self._servers.setdefault(epoch, owner)
-                if other is not owner:
-                    self.accuse(
-                        f"a second owner, on {one.machine.name}, serves volume {epoch[0]} in epoch {epoch[1]}"
-                    )
-
-    def _owners(self) -> list[tuple[SimNode, Node, VolumeOwner]]:
+    def _serving(self) -> list[tuple[SimNode, VolumeOwner]]:
         return [
-            (one, node, owned.owner)
+            (one, owned.owner)
             for one, node in self._running()
             for owned in node.host._owned.values()
-            if owned.owner is not None
+            if owned.owner is not None and owned.owner._serving
         ]
 
     def _look_at_queues(self) -> None:
-        for one, _, owner in self._owners():
-            if owner._serving:
-                waiting = owner._journal.core.waiting_bytes
-                self._bound(one, "journal", waiting, config.OWNER_QUEUE_BYTES_MAX + config.INLINE_BYTES_MAX)
+        see = self.claims.see_queue
+        for one, owner in self._serving():
+            waiting = owner._journal.core.waiting_bytes
+            see("journal", one.machine.name, waiting, config.OWNER_QUEUE_BYTES_MAX + config.INLINE_BYTES_MAX)
         for one, node in self._running():
+            name = one.machine.name
             for shell in node.disks.values():
-                self._bound(one, "disk", shell._n_queued, config.DISK_QUEUED_APPENDS_MAX)
-                self._bound(one, "disk reads", shell._n_reading, config.DISK_QUEUED_READS_MAX)
-            self._bound(one, "control", len(node.control._calls._parked), config.CONTROL_CALLS_MAX)
-        n_planned = len(self._cluster.world.agenda)
-        if n_planned > AGENDA_MAX:
-            self.accuse(f"{n_planned} events are under way")
-
-    def _bound(self, one: SimNode, what: str, now: int, most: int) -> None:
-        if now > most:
-            self.accuse(f"the {what} queue of {one.machine.name} holds {now}, its bound is {most}")
-
-    def _look_at_fragment(
-        self, mounted: SimDisk, disk: DiskId, chunk: ChunkId, fragment: Fragment, *, again: bool
-    ) -> None:
-        known = self._sealed.get((disk, chunk))
-        if known is not None and not again and known[0] == fragment.length:
-            return
-        self.n_sealed_seen += known is None
-        read: Callable[[str, int, int], bytes] = mounted.peek
-        data = read(f"fragments/{fragment.slot:08d}", DATA_START, fragment.length)
-        now = (fragment.length, zlib.crc32(data))
-        if self._sealed.setdefault((disk, chunk), now) != now:
-            self.accuse(f"the sealed fragment of {chunk} on disk {disk} changed: {known} is now {now}")
+                see("disk", name, shell._n_queued, config.DISK_QUEUED_APPENDS_MAX)
+                see("disk read", name, shell._n_reading, config.DISK_QUEUED_READS_MAX)
+            see("control", name, len(node.control._calls._parked), config.CONTROL_CALLS_MAX)
+        see("agenda", "the world", len(self._cluster.world.agenda), AGENDA_MAX)
