@@ -57,6 +57,10 @@ INBOX_MAX = 4_096
 """Messages that wait for the task; what comes more is dropped, as the bus may: a second of a busy
 leader's."""
 
+FETCH_SECONDS = 2.0
+"""For the first try to fetch a snapshot; twice as long after each that failed. A request that was lost in a
+cut is asked again soon after, and a snapshot that takes longer to come gets its time."""
+
 IDLE_SECONDS = 1.0
 """After so long without a write the log's last batch gets its mark: not after each write, for it costs a
 sync."""
@@ -119,6 +123,7 @@ class RaftNode:
         self._wrote_at = 0.0
         self._wants_fetch: tuple[NodeId, int] | None = None
         self._fetching = False
+        self._fetch_seconds = FETCH_SECONDS
         self._fetched: Snapshot | None = None
         self._snapshot_index = 0
         self._bytes_since_snapshot = 0
@@ -496,10 +501,13 @@ class RaftNode:
             self._log.drop_below(core.log.base_index + 1)
 
     async def _fetch(self, leader: NodeId, index: int) -> None:
+        seconds = self._fetch_seconds
+        self._fetch_seconds = min(OPERATION_SECONDS, 2 * seconds)
         try:
-            with trio.move_on_after(OPERATION_SECONDS):
+            with trio.move_on_after(seconds):
                 _, _, content = await self._fetch_snapshot(leader, index)
                 self._fetched = decode_snapshot(content)
+                self._fetch_seconds = FETCH_SECONDS
         except BlockStoreError as error:
             log.info("raft snapshot not fetched node=%d leader=%d: %s", self.me, leader, error)
         finally:

@@ -68,6 +68,7 @@ class Group:
         self.disks: dict[NodeId, SimDisk] = {}
         self.members: dict[NodeId, Member] = {}
         self.isolated: set[NodeId] = set()
+        self.n_fetches_to_lose = 0
         self.rng = random.Random(1)
 
     def disk(self, node: NodeId) -> SimDisk:
@@ -88,6 +89,9 @@ class Group:
         async def fetch(leader: NodeId, index: int) -> tuple[int, int, bytes]:
             if {node, leader} & self.isolated or leader not in self.members:
                 raise ConnectionLost("cut")
+            if self.n_fetches_to_lose:
+                self.n_fetches_to_lose -= 1
+                await trio.sleep_forever()
             found = self.members[leader].node.current_snapshot()
             assert found[0] >= index
             return found
@@ -300,6 +304,23 @@ async def test_a_snapshot_that_could_not_be_fetched_is_asked_for_again(
         member = await group.start(NodeId(3))
         await eventually(lambda: len(member.commands) == 101)
         assert not failures
+
+
+async def test_a_lost_request_for_a_snapshot_keeps_a_member_behind_for_seconds_only(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raft_shell, "RAFT_SNAPSHOT_ENTRIES", 20)
+    monkeypatch.setattr(raft_shell, "RAFT_TRAILING_ENTRIES", 5)
+    async with group_of(3) as group:
+        group.stop(NodeId(3))
+        for n in range(100):
+            await group.propose(b"%d" % n)
+        group.n_fetches_to_lose = 2
+        member = await group.start(NodeId(3))
+        began = trio.current_time()
+        await eventually(lambda: len(member.commands) == 100)
+        assert group.n_fetches_to_lose == 0
+        assert trio.current_time() - began < 8
 
 
 async def test_a_member_with_a_damaged_log_is_healed_by_the_leader(
