@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+import warnings
 from typing import Any
 
 import click
@@ -93,6 +94,8 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
+    # Ctrl-C may come between making a coroutine and awaiting it, and who pressed it need not read of that.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
