@@ -37,17 +37,9 @@ soak: $(VENV)/installed-dev
 
 # --- checks: stop at the first that fails
 
-# The proofs (simulations, crash states, fuzzing) compute, most other tests wait: side by side they take the time of
-# one. What the proofs print comes last.
-PROOFS := tests/simulation tests/crash tests/fuzz
-
 test: lint types
-	@echo "== pytest, and the proofs beside it"
-	@mkdir -p .cache
-	@$(BIN)/python -m pytest -rP -p no:cacheprovider $(PROOFS) > .cache/proofs.txt 2>&1 & proofs=$$!; \
-	  $(BIN)/python -m pytest $(PROOFS:%=--ignore %); rest=$$?; \
-	  wait $$proofs; proven=$$?; echo "== proofs"; cat .cache/proofs.txt; \
-	  exit $$((rest > proven ? rest : proven))
+	@echo "== pytest"
+	@$(BIN)/python -m pytest
 
 lint: $(VENV)/installed-dev
 	@echo "== ruff check"
