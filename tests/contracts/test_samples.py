@@ -91,7 +91,10 @@ def test_loader_processes_share_an_epoch(
     workers = [
         context.Process(
             target=worker,
-            args=(snapshot.samples(seed=3, rank=rank, world_size=WORKERS, batch=8, prefix="train/"), queue),
+            args=(
+                snapshot.samples(seed=3, rank=rank, world_size=WORKERS, batch=8, prefix="train/", prefetch=1),
+                queue,
+            ),
         )
         for rank in range(WORKERS)
     ]
