@@ -24,6 +24,7 @@ from blockstore.config import (
     CALLS_PER_CONNECTION_MAX,
     CONNECT_SECONDS_MAX,
     FRAME_STALL_SECONDS_MAX,
+    HANDSHAKE_SECONDS_MAX,
     QUEUED_BYTES_PER_CONNECTION_MAX,
     RECONNECT_SECONDS_MIN,
     SEND_STALL_SECONDS_MAX,
@@ -123,6 +124,7 @@ class BlockingConnection:
         "_not_before",
         "_opening",
         "_opening_ends",
+        "_opening_late",
         "_outbox",
         "_pending",
         "_refusal",
@@ -143,6 +145,7 @@ class BlockingConnection:
         self._sock: socket.socket | None = None
         self._opening: Opening | None = None
         self._opening_ends = 0.0
+        self._opening_late = ""  # what to say then
         self._watched_fd = -1
         self._mask = 0
         self._pending: dict[int, tuple[OnAnswer, float]] = {}
@@ -222,7 +225,7 @@ class BlockingConnection:
             pending.pop(call_id)[0](DeadlineExceeded(f"{self._address}: no answer within the time given"))
         if self._opening is not None:
             if now >= self._opening_ends:
-                self.end(ConnectionLost(f"no connection within {CONNECT_SECONDS_MAX} s"))
+                self.end(ConnectionLost(self._opening_late))
         elif self._inbox.is_inside_frame and now - self.last_moved > FRAME_STALL_SECONDS_MAX:
             self.end(ConnectionLost("the rest of a frame did not come"))
         elif self._n_unsent and now - self.last_moved > SEND_STALL_SECONDS_MAX:
@@ -348,6 +351,7 @@ class BlockingConnection:
         self._was_answered = False
         self._refusal = None
         self._opening_ends = now + CONNECT_SECONDS_MAX
+        self._opening_late = f"no connection within {CONNECT_SECONDS_MAX} s"
         self._opening = self._open()
         hello = self._dialling.hello
         if hello is not None:
@@ -404,6 +408,8 @@ class BlockingConnection:
     def _shake_hands(self, sock: socket.socket, context: ssl.SSLContext) -> Opening:
         address, check_server = self._address, self._dialling.check_server
         server_name = address.host if context.check_hostname else None
+        self._opening_ends = time.monotonic() + HANDSHAKE_SECONDS_MAX
+        self._opening_late = f"no handshake within {HANDSHAKE_SECONDS_MAX} s"
         try:
             secured = context.wrap_socket(sock, server_hostname=server_name, do_handshake_on_connect=False)
         except BaseException:

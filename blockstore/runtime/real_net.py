@@ -18,6 +18,7 @@ import trio
 from blockstore.config import (
     CALLS_PER_CONNECTION_MAX,
     CONNECT_SECONDS_MAX,
+    HANDSHAKE_SECONDS_MAX,
     LANE_SWEEP_SECONDS,
     QUEUED_BYTES_PER_CONNECTION_MAX,
     RECONNECT_SECONDS_MIN,
@@ -263,13 +264,10 @@ class RealLane:
         reason: BlockStoreError = ConnectionLost("this side has closed its network")
         try:
             try:
-                with trio.fail_after(CONNECT_SECONDS_MAX):
-                    sock = await self._connect()
-            except trio.TooSlowError:
-                reason = ConnectionLost(f"no connection within {CONNECT_SECONDS_MAX} s")
+                sock = await self._secure(await self._connect())
             except OSError as error:
                 reason = lost(error)
-            except PermissionDenied as error:
+            except (ConnectionLost, PermissionDenied) as error:
                 reason = error
             else:
                 await lane_socket.run(sock)
@@ -291,17 +289,24 @@ class RealLane:
 
     async def _connect(self) -> socket.socket:
         network, address = self._network, self.address
-        sock: socket.socket | None = None
         if address.unix and address.host_id and address.host_id == network.host_id:
             try:
-                sock = await connect_unix(address.unix)
+                return await connect_unix(address.unix)
             except OSError:
-                sock = None  # perhaps another container of this machine: TCP reaches it
-        if sock is None:
-            sock = await connect_tcp(address.host, address.port)
+                pass  # perhaps another container of this machine: TCP reaches it
+        with trio.move_on_after(CONNECT_SECONDS_MAX):
+            return await connect_tcp(address.host, address.port)
+        raise ConnectionLost(f"no connection within {CONNECT_SECONDS_MAX} s")
+
+    async def _secure(self, sock: socket.socket) -> socket.socket:
+        network, address = self._network, self.address
         if network.ssl_context is None:
             return sock
-        secured = await shake_hands(sock, network.ssl_context, address.host)
+        secured: ssl.SSLSocket | None = None
+        with trio.move_on_after(HANDSHAKE_SECONDS_MAX):
+            secured = await shake_hands(sock, network.ssl_context, address.host)
+        if secured is None:
+            raise ConnectionLost(f"no handshake within {HANDSHAKE_SECONDS_MAX} s")
         try:
             if network.check_server is not None:
                 network.check_server(address, secured.getpeercert(binary_form=True) or b"")

@@ -498,7 +498,7 @@ async def test_a_tls_handshake_that_never_ends_is_given_up(
 ) -> None:
     port = await nursery.start(serve_bytes, b"")
     async with tls_lanes.real_network() as network:
-        with pytest.raises(ConnectionLost, match="no connection within"):
+        with pytest.raises(ConnectionLost, match="no handshake within"):
             await network.lane(Address("127.0.0.1", port)).call(Ping(), [], tls_lanes.soon())
 
 

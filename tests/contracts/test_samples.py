@@ -92,7 +92,7 @@ def test_loader_processes_share_an_epoch(
         context.Process(
             target=worker,
             args=(
-                snapshot.samples(seed=3, rank=rank, world_size=WORKERS, batch=8, prefix="train/", prefetch=1),
+                snapshot.samples(seed=3, rank=rank, world_size=WORKERS, batch=8, prefix="train/"),
                 queue,
             ),
         )
