@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PROOFS := tests/simulation tests/crash tests/fuzz tests/mutants
 MINUTES ?= 60
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types unit bench chaos mutants soak wheel clean
@@ -37,9 +38,13 @@ soak: $(VENV)/installed-dev
 
 # --- checks: stop at the first that fails
 
+# The proofs compute, most of the others wait: beside each other both processors are in use. The proofs yield.
 test: lint types
-	@echo "== pytest"
-	@$(BIN)/python -m pytest
+	@echo "== pytest ($(PROOFS) beside the others; what they say follows)"
+	@nice -n 19 $(BIN)/python -m pytest $(PROOFS) >$(VENV)/proofs.log 2>&1 & proofs=$$!; \
+	  trap 'kill $$proofs 2>/dev/null' EXIT INT TERM; \
+	  $(BIN)/python -m pytest $(PROOFS:%=--ignore=%); others=$$?; \
+	  wait $$proofs; found=$$?; trap - EXIT; cat $(VENV)/proofs.log; exit $$((others | found))
 
 lint: $(VENV)/installed-dev
 	@echo "== ruff check"
@@ -48,10 +53,9 @@ lint: $(VENV)/installed-dev
 	@$(BIN)/ruff format --check --quiet .
 
 types: $(VENV)/installed-dev
-	@echo "== mypy --strict"
-	@$(BIN)/mypy --no-error-summary
-	@echo "== basedpyright"
-	@$(BIN)/basedpyright --level error
+	@echo "== mypy --strict, basedpyright"
+	@$(BIN)/basedpyright --level error & other=$$!; \
+	  $(BIN)/mypy --no-error-summary; found=$$?; wait $$other && exit $$found
 
 unit: $(VENV)/installed-dev
 	@$(BIN)/python -m pytest --ignore tests/processes

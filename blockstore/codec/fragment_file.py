@@ -75,6 +75,7 @@ _FRAGMENT_IDENTITY = struct.Struct("<QQQI")
 _LOG_IDENTITY = struct.Struct("<QQQII")
 _CRC_AT = 124
 _BLANK = bytes(BLOCK_BYTES)
+_BLANK_STRETCH = bytes(16 * BLOCK_BYTES)
 
 assert DATA_START % BLOCK_BYTES == 0
 assert _HEADER.size <= _CRC_AT
@@ -122,8 +123,10 @@ def file_bytes(slot_bytes: int) -> int:
 def written_bytes(content: memoryview) -> int:
     """Where the blocks that were ever written end; zeros follow, up to the end of `content`."""
     end = len(content)
-    while end >= BLOCK_BYTES and bytes(content[end - BLOCK_BYTES : end]) == _BLANK:
-        end -= BLOCK_BYTES
+    for blank in (_BLANK_STRETCH, _BLANK):
+        n = len(blank)
+        while end >= n and bytes(content[end - n : end]) == blank:
+            end -= n
     return end
 
 

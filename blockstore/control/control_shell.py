@@ -60,6 +60,7 @@ class Control:
         self.on_credentials_changed: OnCredentials | None = None
         """Called with the fingerprints that are let in no more; their connections should be dropped."""
         self._clock, self._bus, self._facts = clock, bus, facts
+        self._told_last: NodeFacts | None = None
         self._wire = BusWire()
         self._replica = Replica(
             me=me, disk=disk, clock=clock, rng=rng, network=network, send=self._send_raft,
@@ -175,7 +176,10 @@ class Control:
         return frozenset(disk for facts in self._all_facts() for disk in facts.full)
 
     def _all_facts(self) -> list[NodeFacts]:
-        return [self._facts(), *(self._told[node] for node in self.live_nodes() & self._told.keys())]
+        """Of this node and the others alike, as of the last heartbeat: every volume asks many times a
+        second."""
+        own = self._told_last if self._told_last is not None else self._facts()
+        return [own, *(self._told[node] for node in self.live_nodes() & self._told.keys())]
 
     def observed(self) -> Observed:
         """What this node sees around it, for status."""
@@ -244,6 +248,7 @@ class Control:
         """Tell all that this node lives, and ask the leader for a lease: of itself, when that is this
         node."""
         now, facts = self._clock.now(), self._facts()
+        self._told_last = facts
         self._holder.on_asked(now)
         beat = Heartbeat(
             self.me,

@@ -244,8 +244,10 @@ class JournalShell:
 
 def is_full(world: World, policy: Policy) -> bool:
     """Whether no chunk can be opened under the policy for want of space, and not of members."""
+    full = world.full_disks()
+    if not full:
+        return False
     table = world.control.views.policy(policy.text)
     groups = () if table is None else table.groups
     live = world.live_disks()
-    full = world.full_disks()
-    return bool(full) and has_room(policy, groups, live) and not has_room(policy, groups, live - full)
+    return has_room(policy, groups, live) and not has_room(policy, groups, live - full)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tests.crash.explore import DEPTH, STAGGERS, Counts, Explorer, Found, sequences
 from tests.crash.node import NodeSubject
 from tests.crash.raft import RaftSubject
+from tests.freed_memory import keep_freed_memory
 
 SUBJECTS: dict[str, Any] = {"node": NodeSubject(), "raft": RaftSubject()}
 
@@ -26,7 +27,7 @@ def explore(
 ) -> Outcome:
     total = Outcome(Counts(), [], 0.0)
     arguments = [(name, n_operations, depth, share, n_processes) for share in range(n_processes)]
-    with ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn"), keep_freed_memory) as pool:
         for outcome in pool.map(_explore_share, *zip(*arguments, strict=True)):
             total.counts.add(outcome.counts)
             total = Outcome(

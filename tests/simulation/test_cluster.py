@@ -17,7 +17,7 @@ TWICE = (1, 2)
 N_CHECKED_MIN = 10_000
 FAULTS_OF_A_KIND_MIN = 5
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")

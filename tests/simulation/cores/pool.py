@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from tests.freed_memory import keep_freed_memory
+
 R = TypeVar("R")
 
 WORKERS = min(2, os.cpu_count() or 1)
@@ -40,7 +42,7 @@ def run_seeds(
     ordered = list(seeds)
     parts = [(run, ordered[at : at + PART_SEEDS], until) for at in range(0, len(ordered), PART_SEEDS)]
     outcome = Outcome[R]()
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, keep_freed_memory) as pool:
         for found in pool.imap_unordered(_run_part, parts):
             outcome.merge(found)
     return outcome

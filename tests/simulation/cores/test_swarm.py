@@ -17,7 +17,7 @@ N_WALKS = 5_000
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_timed_seeds() -> None:
     seeds = dict.fromkeys([*kept_seeds.TIMED, *range(N_TIMED)])
     outcome = run_seeds(run_timed, seeds)
@@ -36,7 +36,7 @@ def test_timed_seeds() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_untimed_walks() -> None:
     seeds = dict.fromkeys([*kept_seeds.WALKS, *range(N_WALKS)])
     outcome = run_seeds(run_walk, seeds)

@@ -122,7 +122,7 @@ async def test_many_values_at_once_survive_the_loss_of_disks(
 
         for slot in range(8):
             name = f"fragments/{slot:08d}"
-            cluster.disks[2].inject("write", DiskFailed(2, "Input/output error"), name, after=5)
+            cluster.disks[2].inject("write", DiskFailed(2, "Input/output error"), name, after=1)
         async with trio.open_nursery() as nursery:
             for index in range(len(values)):
                 nursery.start_soon(write, index)
