@@ -44,11 +44,13 @@ def write(folder: Path) -> None:
 
 
 def content(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+    """Without files that were only being made when their store was closed: nothing is in them."""
+    found = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(REWRITTEN)
     }
+    return {name: hashlib.sha256(data).hexdigest() for name, data in found.items() if any(data[:4096])}
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -61,7 +63,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return told.err
 
 
-@pytest.mark.parametrize("version", [2, 0], ids=["newer", "older"])
+@pytest.mark.parametrize("version", [99, 0], ids=["newer", "older"])
 @pytest.mark.parametrize("kind", AT_THE_DOOR)
 def test_a_store_of_another_format_is_not_opened(
     kind: str,
@@ -88,7 +90,7 @@ def wait_for_checkpoint(caplog: pytest.LogCaptureFixture) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("version", [2, 0], ids=["newer", "older"])
+@pytest.mark.parametrize("version", [99, 0], ids=["newer", "older"])
 @pytest.mark.parametrize("kind", OF_A_VOLUME)
 def test_a_volume_of_another_format_is_not_served(
     kind: str,
