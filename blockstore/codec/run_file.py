@@ -4,7 +4,7 @@ Run: a sequence of blocks, each
 
     offset  bytes  field
          0      4  magic "BSR1"
-         4      2  format version (1)
+         4      2  format version (2)
          6      2  zero
          8      8  volume
         16      8  sequence that the run's checkpoint covers
@@ -15,14 +15,19 @@ Run: a sequence of blocks, each
         40      …  body: MessagePack array of [key, newest version, [older versions, newest first]]
 
 A version is the MessagePack array of `StoredVersion`; a key that is gone altogether has neither newest nor
-older. The head has the same frame with magic "BSH1" and one block. The root is MessagePack inside a record
-of control, which has its own checksums. A later run overrides what an earlier one says of a key. Little
-endian."""
+older. A later run overrides what an earlier one says of a key. Behind the blocks stands the run's index, in
+the same frame with magic "BSX1" and the number of blocks in place of an index: MessagePack of `RunIndex`,
+enough to find the one block that may hold a key, and to know of most keys that the run has nothing of them.
+The head has the same frame with magic "BSH1" and one block. The root is MessagePack inside a record of
+control, which has its own checksums. Little endian."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+import sys
+from array import array
+from collections.abc import Sequence
+from operator import lt
 
 import msgspec
 
@@ -40,12 +45,13 @@ from blockstore.codec.messages import (
 from blockstore.errors import Corrupt, UnknownFormat
 from blockstore.ids import ChunkId, SessionId, VolumeId
 
-VERSION = 1
+VERSION = 2
 _HEADER = struct.Struct("<4sHHQQII")
 _CHECKS = struct.Struct("<II")
 HEADER_BYTES = _HEADER.size + _CHECKS.size
 assert HEADER_BYTES == 40
 RUN_MAGIC = b"BSR1"
+INDEX_MAGIC = b"BSX1"
 HEAD_MAGIC = b"BSH1"
 
 
@@ -83,18 +89,39 @@ class StoredChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class RunInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """`whole`: it holds the whole map, so that earlier runs are not needed."""
+    """A run: where it is, `n_keys` in blocks up to `index_at`, its index behind them up to `size`."""
 
     extents: tuple[Extent, ...]
     placements: dict[ChunkId, Placement]
     size: int
     sequence: int
     n_keys: int
-    whole: bool
+    index_at: int
+
+
+GONE_SEQUENCE = (1 << 64) - 1
+"""In `RunIndex.newest`: of a block with a key that is gone, which no bound may pass over."""
+
+
+class RunIndex(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One item for each block in all but `filter` and `chunks`. `ends` and `newest` are arrays of u64."""
+
+    first_keys: list[bytes]
+    ends: bytes
+    """Where the block ends in the run, its frame included."""
+    newest: bytes
+    """The highest sequence of a version in it; GONE_SEQUENCE when a key in it is gone."""
+    with_history: bytes
+    """1: a key in it has former versions."""
+    filter: bytes
+    """`volume/key_filter.py`."""
+    chunks: list[ChunkId]
+    """That versions in it refer to, and perhaps some more."""
 
 
 class CheckpointHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Everything but the map itself. Replay goes on at `journal_offset` of `journal_chunk`."""
+    """Everything but the map itself. Replay goes on at `journal_offset` of `journal_chunk`. `runs` from the
+    oldest to the newest."""
 
     sequence: int
     journal_chunk: ChunkId
@@ -103,6 +130,8 @@ class CheckpointHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
     snapshots: tuple[SnapshotRecord, ...]
     sessions: tuple[StoredSession, ...]
     chunks: tuple[StoredChunk, ...]
+    n_live: int = 0
+    """Keys that the head sees."""
 
 
 class Root(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -123,6 +152,7 @@ RunEntry = tuple[bytes, bytes | None, tuple[bytes, ...]]
 _encoder = msgspec.msgpack.Encoder()
 _version_decoder = msgspec.msgpack.Decoder(StoredVersion)
 _entries_decoder = msgspec.msgpack.Decoder(list[RunEntry])
+_index_decoder = msgspec.msgpack.Decoder(RunIndex)
 _head_decoder = msgspec.msgpack.Decoder(CheckpointHead)
 _root_decoder = msgspec.msgpack.Decoder(Root)
 
@@ -188,22 +218,65 @@ def _unframe(
     return found_sequence, body
 
 
-def encode_block(volume: VolumeId, sequence: int, index: int, entries: list[RunEntry]) -> bytes:
+def encode_block(volume: VolumeId, sequence: int, index: int, entries: Sequence[RunEntry]) -> bytes:
     return _frame(RUN_MAGIC, volume, sequence, index, _encoder.encode(entries))
 
 
-def decode_blocks(volume: VolumeId, data: memoryview) -> Iterator[list[RunEntry]]:
-    """The blocks of a run, in order; `data` is the whole of it."""
-    index, sequence = 0, None
-    while data.nbytes:
-        sequence, body = _unframe(RUN_MAGIC, volume, sequence, index, data)
-        try:
-            entries = _entries_decoder.decode(body)
-        except MALFORMED as error:
-            raise Corrupt("A checkpoint", f"volume {volume}, block {index}: {error}") from error
-        yield entries
-        data = data[HEADER_BYTES + body.nbytes :]
-        index += 1
+def block_body(volume: VolumeId, sequence: int, index: int, data: memoryview) -> bytes:
+    """The body of this very block, whose frame stands in `data`; raise Corrupt when another does."""
+    _, body = _unframe(RUN_MAGIC, volume, sequence, index, data)
+    return bytes(body)
+
+
+def decode_entries(body: bytes) -> list[RunEntry]:
+    try:
+        return _entries_decoder.decode(body)
+    except MALFORMED as error:
+        raise Corrupt("A block of a volume's map", str(error)) from error
+
+
+def encode_index(volume: VolumeId, sequence: int, index: RunIndex) -> bytes:
+    return _frame(INDEX_MAGIC, volume, sequence, len(index.first_keys), _encoder.encode(index))
+
+
+def decode_index(volume: VolumeId, run: RunInfo, data: memoryview) -> RunIndex:
+    """Raise Corrupt unless it is the index of this run, and makes sense."""
+    if data.nbytes < HEADER_BYTES:
+        raise Corrupt("A run's index", f"volume {volume}: cut short")
+    n_blocks = _HEADER.unpack_from(data)[5]
+    _, body = _unframe(INDEX_MAGIC, volume, run.sequence, n_blocks, data)
+    try:
+        index = _index_decoder.decode(body)
+    except MALFORMED as error:
+        raise Corrupt("A run's index", f"volume {volume}: {error}") from error
+    keys = index.first_keys
+    if (
+        not len(keys) == len(index.with_history) == n_blocks
+        or not len(index.ends) == len(index.newest) == 8 * n_blocks
+        or len(index.filter) % 8
+        or not index.filter
+        or not all(map(lt, keys, keys[1:]))
+    ):
+        raise Corrupt("A run's index", f"volume {volume}: it does not add up")
+    ends = unpack_u64(index.ends)
+    if not all(map(lt, (0, *ends), ends)) or (ends[-1] if ends else 0) != run.index_at:
+        raise Corrupt("A run's index", f"volume {volume}: its blocks do not follow each other")
+    return index
+
+
+def pack_u64(values: array[int]) -> bytes:
+    if sys.byteorder == "big":
+        values = array("Q", values)
+        values.byteswap()
+    return values.tobytes()
+
+
+def unpack_u64(data: bytes) -> array[int]:
+    values = array("Q")
+    values.frombytes(data)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
 
 
 def encode_head(volume: VolumeId, head: CheckpointHead) -> bytes:
@@ -216,14 +289,3 @@ def decode_head(volume: VolumeId, data: memoryview) -> CheckpointHead:
         return _head_decoder.decode(body)
     except MALFORMED as error:
         raise Corrupt("A checkpoint", f"volume {volume}, its head: {error}") from error
-
-
-def split_blocks(entries: Iterable[RunEntry], n_per_block: int) -> Iterator[list[RunEntry]]:
-    block: list[RunEntry] = []
-    for entry in entries:
-        block.append(entry)
-        if len(block) == n_per_block:
-            yield block
-            block = []
-    if block:
-        yield block

@@ -1,19 +1,17 @@
-"""What a checkpoint holds, and when it may write less than everything.
+"""What a checkpoint holds.
 
 Pure; `checkpoint_shell.py` writes the bytes into chunks and commits the root. The state is frozen at one
-instant, between two applied records: the map by copying references, the rest by value. Only when everything
-is durable does the root change, in one control commit together with the journal's new beginning. Crash
-before that: the old root and the whole journal are still named, and the new chunks are garbage that the next
-checkpoint of a later owner does not need. Crash after: nothing is left to do.
-
-A checkpoint writes what changed since the last one; when the runs hold more than twice the map's keys, or
-are many, it writes the whole map instead, and earlier runs are no longer needed. So a key is rewritten a
-bounded number of times."""
+instant, between two applied records: the memtable as it is, the rest by value. It becomes a run; a run that
+others were merged into meanwhile (`compaction.py`) takes their place at the same time. Only when all is
+durable does the root change, in one control commit together with the journal's new beginning. Crash before
+that: the old root and the whole journal are still named, and the new chunks are garbage that the next
+checkpoint of a later owner does not need. Crash after: nothing is left to do."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
@@ -23,20 +21,18 @@ from blockstore.codec.run_file import (
     VERSION,
     CheckpointHead,
     Root,
+    RunIndex,
     RunInfo,
-    encode_block,
     encode_head,
-    split_blocks,
 )
 from blockstore.ids import ChunkId, VolumeId
+from blockstore.volume.memtable import Memtable
+from blockstore.volume.run_builder import RunBuilder
+from blockstore.volume.sorted_run import BLOCK_BYTES, SortedRun
 from blockstore.volume.state import VolumeState
-from blockstore.volume.versioned_map import Frozen
 
-RUNS_MAX = 8
-SMALL_MAP_KEYS = 1_000
-"""Maps up to this are not worth writing whole for being small."""
-BLOCK_ENTRIES = 500
-"""Some 60 KB and half a millisecond."""
+ENTRIES_AT_ONCE = 500
+"""Put into a run between two looks at what else there is to do: some 2 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +45,60 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class Merged:
+    """One run in place of `inputs`, from the newest to the oldest; None when nothing is left of them."""
+
+    inputs: tuple[SortedRun, ...]
+    run: SortedRun | None
+
+
+@dataclass(slots=True)
 class Draft:
     """A checkpoint in the making, of the state as it was when it was begun."""
 
     volume: VolumeId
-    frozen: Frozen
+    frozen: Memtable
     head: CheckpointHead
-    whole: bool
+    merged: Merged | None
+    _builder: RunBuilder = field(repr=False)
+    _index: RunIndex | None = None
+    run: SortedRun | None = None
+    """Once it is written; None when nothing had changed."""
 
-    def blocks(self, n_entries: int = BLOCK_ENTRIES) -> Iterator[bytes]:
-        """The new run, block by block, so that others can run between them; first, while its keys are being
-        sorted, empty ones."""
-        while self.frozen.sort_some():
-            yield b""
-        for index, entries in enumerate(split_blocks(self.frozen.entries(), n_entries)):
-            yield encode_block(self.volume, self.head.sequence, index, entries)
+    def blocks(self, n_entries: int = ENTRIES_AT_ONCE) -> Iterator[bytes]:
+        """The bytes of the new run, some at a time, so that others can run between them. None when nothing
+        changed."""
+        entries = self.frozen.entries_from(b"")
+        while batch := list(islice(entries, n_entries)):
+            self._builder.note_chunks_of(batch)
+            yield self._builder.add(batch)
+        if self._builder.n_keys:
+            rest, self._index = self._builder.finish()
+            yield rest
+
+    def on_written(self, written: Written, state: VolumeState) -> None:
+        """All that `blocks` gave is there."""
+        if self._index is not None:
+            self.run = written_run(self.volume, written, self._builder, self._index, state)
+
+
+def written_run(
+    volume: VolumeId, written: Written, builder: RunBuilder, index: RunIndex, state: VolumeState
+) -> SortedRun:
+    info = RunInfo(
+        written.extents, written.placements, written.size, builder.sequence, builder.n_keys, builder.size
+    )
+    return SortedRun(volume, info, index, state.map.cache)
 
 
 class Checkpoints:
     """The last checkpoint of a volume, and the next."""
 
     def __init__(self, root: Root | None, runs: tuple[RunInfo, ...]) -> None:
+        """`runs` from the oldest to the newest."""
         self.root, self.runs = root, runs
+        self.merged: Merged | None = None
+        """For the next checkpoint to name."""
         self._doubtful: frozenset[ChunkId] = frozenset()
 
     def needed_chunks(self) -> frozenset[ChunkId]:
@@ -78,19 +106,27 @@ class Checkpoints:
         return _chunks_of(self.root, self.runs) | self._doubtful
 
     def begin(
-        self, state: VolumeState, journal_chunk: ChunkId, journal_offset: int, small: int = SMALL_MAP_KEYS
+        self,
+        state: VolumeState,
+        journal_chunk: ChunkId,
+        journal_offset: int,
+        block_bytes: int = BLOCK_BYTES,
     ) -> Draft:
         """Freeze the state as it is now, with the journal applied up to there."""
-        n_in_runs = sum(run.n_keys for run in self.runs)
-        whole = len(self.runs) >= RUNS_MAX or n_in_runs + state.map.n_changed > 2 * len(state.map) + small
-        frozen = state.map.freeze(whole=whole)
-        return Draft(state.volume, frozen, state.head(journal_chunk, journal_offset, ()), whole)
+        head = state.head(journal_chunk, journal_offset, ())
+        frozen = state.map.freeze()
+        builder = RunBuilder(state.volume, head.sequence, len(frozen), block_bytes)
+        return Draft(state.volume, frozen, head, self.merged, builder)
 
-    def runs_with(self, draft: Draft, run: Written) -> tuple[RunInfo, ...]:
-        info = RunInfo(
-            run.extents, run.placements, run.size, draft.head.sequence, draft.frozen.n_keys, draft.whole
-        )
-        return (info,) if draft.whole else (*self.runs, info)
+    def runs_with(self, draft: Draft) -> tuple[RunInfo, ...]:
+        runs = self.runs
+        merged = draft.merged
+        if merged is not None:
+            infos = tuple(run.info for run in reversed(merged.inputs))
+            at = runs.index(infos[0])
+            assert runs[at : at + len(infos)] == infos
+            runs = (*runs[:at], *(() if merged.run is None else (merged.run.info,)), *runs[at + len(infos) :])
+        return runs if draft.run is None else (*runs, draft.run.info)
 
     def encode_head(self, draft: Draft, runs: tuple[RunInfo, ...]) -> bytes:
         return encode_head(draft.volume, msgspec.structs.replace(draft.head, runs=runs))
@@ -106,14 +142,18 @@ class Checkpoints:
         also when the commit seems to have failed."""
         self._doubtful |= _chunks_of(root, runs)
 
-    def on_committed(self, root: Root, runs: tuple[RunInfo, ...]) -> None:
+    def on_committed(self, state: VolumeState, draft: Draft, root: Root, runs: tuple[RunInfo, ...]) -> None:
         """A commit compares the record's revision, so none that was tried before can succeed any more."""
         self.root, self.runs = root, runs
         self._doubtful = frozenset()
+        state.map.on_run_written(draft.run)
+        if draft.merged is not None:
+            state.map.on_merged(draft.merged.inputs, draft.merged.run)
+            self.merged = None
 
-    def on_failed(self, state: VolumeState, draft: Draft) -> None:
+    def on_failed(self, state: VolumeState) -> None:
         """Its keys count as changed again."""
-        state.map.unfreeze(draft.frozen)
+        state.map.unfreeze()
 
 
 def _chunks_of(root: Root | None, runs: tuple[RunInfo, ...]) -> frozenset[ChunkId]:

@@ -1,61 +1,88 @@
-"""Writes a checkpoint: its run and head into chunks, its root into control. What they hold is decided in
-`checkpoint.py`, which also says what a crash between two steps leaves."""
+"""Writes checkpoints, and merges runs: bytes into chunks, the root into control. What they hold is decided in
+`checkpoint.py` and `compaction.py`, which also say what a crash between two steps leaves."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import trio
 
 from blockstore.chunk.chunk_shell import DataWriter
 from blockstore.codec.messages import Extent
-from blockstore.codec.run_file import Root, RunInfo, encode_root
+from blockstore.codec.run_file import Root, RunInfo, decode_entries, encode_root
 from blockstore.config import OPERATION_SECONDS
 from blockstore.ids import ChunkId, MiB
-from blockstore.volume.checkpoint import Checkpoints, Draft, Written, journal_from
+from blockstore.volume.block_shell import read_blocks
+from blockstore.volume.checkpoint import Checkpoints, Merged, Written, journal_from, written_run
+from blockstore.volume.compaction import Merge, n_to_merge
 from blockstore.volume.record_shell import RecordShell
+from blockstore.volume.run_builder import RunBuilder
+from blockstore.volume.sorted_run import BlockRange, SortedRun
 from blockstore.volume.state import VolumeState
 from blockstore.volume.world import World
 
 log = logging.getLogger("blockstore.volume")
 
 WRITE_BYTES = 4 * MiB
+READ_BYTES = MiB
+"""Of a run that is being merged, at once."""
+BLOCKS_AT_ONCE = 8
+"""Of each run, merged between two looks at what else there is to do: some 3 ms."""
 
 
 class Checkpointer:
-    """Knows the last checkpoint of a volume and writes the next."""
+    """Knows the last checkpoint of a volume and writes the next. `new_writer` makes one for a run's bytes."""
 
     def __init__(
         self,
         world: World,
         control_record: RecordShell,
         state: VolumeState,
-        writer: DataWriter,
+        new_writer: Callable[[], DataWriter],
         root: Root | None,
         runs: tuple[RunInfo, ...],
+        is_quiet: Callable[[], bool],
     ) -> None:
         self.covered_bytes = self.covered_records = 0  # of this owner's journal; what it replayed is below 0
-        self.is_writing = False
-        """Chunks of runs are being filled that nothing names yet: they must not be taken for garbage."""
+        self.written_bytes = 0
+        """Of runs and heads, before they are replicated."""
+        self.merging = (0, 0)
+        """Keys merged and to merge, in the merge under way."""
+        self._n_writing = 0
         self._world = world
         self._control_record = control_record
         self._state = state
-        self._writer = writer
+        self._writer, self._merge_writer = new_writer(), new_writer()
         self._core = Checkpoints(root, runs)
+        self._is_quiet = is_quiet
+
+    @property
+    def is_writing(self) -> bool:
+        """Chunks of runs are being filled that nothing names yet: they must not be taken for garbage."""
+        return self._n_writing > 0 or self._core.merged is not None
 
     def needed_chunks(self) -> frozenset[ChunkId]:
         return self._core.needed_chunks()
+
+    @property
+    def has_merged(self) -> bool:
+        """A merged run waits for the next checkpoint to name it."""
+        return self._core.merged is not None
+
+    # --- checkpoints
 
     async def write(
         self, journal_chunk: ChunkId, journal_offset: int, written_bytes: int, written_records: int
     ) -> None:
         """Write and commit a checkpoint of the state as it is at this call, with the journal applied up to
         there; `written_…` say how much of this owner's journal that is."""
-        self.is_writing = True
+        self._n_writing += 1
         try:
             await self._write_all(journal_chunk, journal_offset)
         finally:
-            self.is_writing = False
+            self._n_writing -= 1
         self.covered_bytes, self.covered_records = written_bytes, written_records
 
     async def _write_all(self, journal_chunk: ChunkId, journal_offset: int) -> None:
@@ -63,37 +90,127 @@ class Checkpointer:
         core, state = self._core, self._state
         draft = core.begin(state, journal_chunk, journal_offset)
         try:
-            runs = core.runs_with(draft, await self._write_run(draft))
-            root = core.root_of(draft, await self._write(core.encode_head(draft, runs)))
+            run = _Appending(self._writer, state, self._world)
+            for blocks in draft.blocks():
+                await run.add(blocks)
+                await trio.lowlevel.checkpoint()
+            draft.on_written(await run.finish(), state)
+            runs = core.runs_with(draft)
+            head = _Appending(self._writer, state, self._world)
+            await head.add(core.encode_head(draft, runs))
+            root = core.root_of(draft, await head.finish())
             core.on_committing(root, runs)
             await self._control_record.change(
                 root=encode_root(root), journal=lambda journal: journal_from(journal, journal_chunk)
             )
         except BaseException:
-            core.on_failed(state, draft)
+            core.on_failed(state)
             raise
-        core.on_committed(root, runs)
+        core.on_committed(state, draft, root, runs)
+        self.written_bytes += run.size + head.size
         log.info(
-            "checkpoint volume=%d sequence=%d keys=%d whole=%d seconds=%.3f",
-            state.volume, root.sequence, runs[-1].n_keys, draft.whole, self._world.clock.now() - started,
+            "checkpoint volume=%d sequence=%d keys=%d runs=%d seconds=%.3f",
+            state.volume, root.sequence, len(draft.frozen), len(runs), self._world.clock.now() - started,
         )  # fmt: skip
 
-    async def _write_run(self, draft: Draft) -> Written:
-        extents: list[Extent] = []
-        size = 0
-        buffer = bytearray()
-        for block in draft.blocks():
-            buffer += block
-            if len(buffer) >= WRITE_BYTES:
-                extents += (await self._write(bytes(buffer))).extents
-                size += len(buffer)
-                buffer.clear()
-            await trio.lowlevel.checkpoint()
-        if buffer:
-            extents += (await self._write(bytes(buffer))).extents
-            size += len(buffer)
-        return Written(tuple(extents), self._state.chunks.placements_of(extents), size)
+    # --- merging
 
-    async def _write(self, data: bytes) -> Written:
-        extents = await self._writer.write(data, self._world.clock.now() + OPERATION_SECONDS)
-        return Written(extents, self._state.chunks.placements_of(extents), len(data))
+    async def merge(self) -> bool:
+        """Merge the newest runs into one, if it is time; then the next checkpoint names it. False: it is
+        not."""
+        core = self._core
+        n = 0 if core.merged is not None else n_to_merge(core.runs)
+        if not n:
+            return False
+        self._n_writing += 1
+        try:
+            core.merged = await self._merge(self._state.map.runs[:n], with_oldest=n == len(core.runs))
+        finally:
+            self._n_writing -= 1
+            self.merging = (0, 0)
+        return True
+
+    async def _merge(self, inputs: tuple[SortedRun, ...], *, with_oldest: bool) -> Merged:
+        world, state = self._world, self._state
+        started = world.clock.now()
+        n_keys = sum(run.info.n_keys for run in inputs)
+        builder = RunBuilder(state.volume, inputs[0].info.sequence, n_keys)
+        for run in inputs:
+            builder.note_chunks(chunk for chunk in run.chunks if state.chunks.find(chunk) is not None)
+        merge = Merge(len(inputs), with_oldest=with_oldest)
+        sources = [_Source(run) for run in inputs]
+        output = _Appending(self._merge_writer, state, world)
+        n_read = 0
+        while not merge.is_done:
+            began = world.clock.now()
+            while (source := merge.needs()) is not None:
+                entries = await sources[source].next(world)
+                n_read += len(entries)
+                if entries:
+                    merge.push(source, entries)
+                else:
+                    merge.end(source)
+            await output.add(builder.add(merge.take()))
+            self.merging = (n_read, n_keys)
+            await trio.sleep(0 if self._is_quiet() else world.clock.now() - began)
+        if not builder.n_keys:
+            return Merged(inputs, None)
+        rest, index = builder.finish()
+        await output.add(rest)
+        run = written_run(state.volume, await output.finish(), builder, index, state)
+        self.written_bytes += output.size
+        log.info(
+            "merged volume=%d runs=%d keys=%d of=%d bytes=%d seconds=%.3f",
+            state.volume, len(inputs), builder.n_keys, n_keys, output.size, world.clock.now() - started,
+        )  # fmt: skip
+        return Merged(inputs, run)
+
+
+class _Appending:
+    """Bytes that become extents, so many at a time."""
+
+    def __init__(self, writer: DataWriter, state: VolumeState, world: World) -> None:
+        self.size = 0
+        self._writer, self._state, self._world = writer, state, world
+        self._buffer = bytearray()
+        self._extents: list[Extent] = []
+
+    async def add(self, data: bytes) -> None:
+        self._buffer += data
+        self.size += len(data)
+        while len(self._buffer) >= WRITE_BYTES:
+            await self._write(WRITE_BYTES)
+
+    async def finish(self) -> Written:
+        if self._buffer:
+            await self._write(len(self._buffer))
+        extents = tuple(self._extents)
+        return Written(extents, self._state.chunks.placements_of(extents), self.size)
+
+    async def _write(self, n_bytes: int) -> None:
+        data = bytes(self._buffer[:n_bytes])
+        del self._buffer[:n_bytes]
+        self._extents += await self._writer.write(data, self._world.clock.now() + OPERATION_SECONDS)
+
+
+class _Source:
+    """A run that is being merged."""
+
+    def __init__(self, run: SortedRun) -> None:
+        self._run = run
+        self._next_block = 0
+        self._bodies: deque[bytes] = deque()
+
+    async def next(self, world: World) -> list[tuple[bytes, bytes | None, tuple[bytes, ...]]]:
+        """The entries of its next blocks; none at its end."""
+        if not self._bodies and self._next_block < self._run.n_blocks:
+            first, last = self._next_block, self._run.n_ahead(self._next_block, READ_BYTES)
+            blocks = [BlockRange(self._run, first, last)]
+            (data,) = await read_blocks(world.reader, blocks, world.clock.now() + OPERATION_SECONDS)
+            self._bodies.extend(self._run.bodies(first, last, memoryview(data)))
+            self._next_block = last
+        return [entry for body in self._take() for entry in decode_entries(body)]
+
+    def _take(self) -> Iterator[bytes]:
+        for _ in range(min(BLOCKS_AT_ONCE, len(self._bodies))):
+            yield self._bodies.popleft()

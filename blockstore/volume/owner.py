@@ -8,7 +8,7 @@ is about to."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from blockstore.placement.policy import Policy
 from blockstore.volume.chunk_places import ChunkPlaces
 from blockstore.volume.chunk_table import DATA, RUN, ChunkEntry
 from blockstore.volume.journal import Committed, Journal
-from blockstore.volume.state import VolumeState
+from blockstore.volume.state import VolumeState, keys_of
 
 OnResult = Callable[[Result | BlockStoreError], None]
 DROPS_MAX = 2_000
@@ -76,7 +76,8 @@ class Owner:
         self._ending: set[ChunkId] = set()  # their ends are on their way through the journal
         self._dropping: set[ChunkId] = set()  # and the ends of these
         self._ended: list[Ended] = []
-        self._to_purge: deque[bytes] = deque()
+        self._keys: dict[RequestId, Collection[bytes]] = {}  # pinned in the map
+        self._purge_from: bytes | None = None
         journal.add(EpochRecord(epoch, wall), None, None)
 
     # --- requests
@@ -104,16 +105,17 @@ class Owner:
             raise Busy("the volume's journal has too much waiting")
         return False
 
-    def submit(
-        self,
-        request: RequestId,
-        record: JournalRecord,
-        value: memoryview | bytes | None,
-        on_result: OnResult,
-    ) -> None:
-        """Into the journal with it; `find_answer` has not found it."""
+    def expect(self, request: RequestId, on_result: OnResult) -> None:
+        """It is here, and will be submitted or refused; `find_answer` has not found it."""
         self._pending[request] = [on_result]
         self._in_flight[request.session] += 1
+
+    def submit(self, request: RequestId, record: JournalRecord, value: memoryview | bytes | None) -> None:
+        """Into the journal with what was expected. BlocksMissing: fetch them first, and submit it then."""
+        keys = keys_of(record)
+        if keys:
+            self.state.map.pin(keys)
+            self._keys[request] = keys
         self.journal.add(record, value, request)
 
     def apply(self, committed: Committed) -> None:
@@ -128,18 +130,25 @@ class Owner:
                 keep(chunk, offset + at, batch.body[start : start + size])
                 at += size
             if isinstance(token, RequestId):
+                self._unpin(token)
                 self._forget_in_flight(token.session)
                 for on_result in pending.pop(token, ()):
                     on_result(result)
         self.applied_to = (chunk, offset + batch.length)
 
     def refuse(self, tokens: Iterable[object], error: BlockStoreError) -> None:
-        """Records that never become true: the journal has taken them back."""
+        """What never becomes true: the journal has taken it back, or never had it."""
         for token in tokens:
             if isinstance(token, RequestId):
+                self._unpin(token)
                 self._forget_in_flight(token.session)
                 for on_result in self._pending.pop(token, ()):
                     on_result(error)
+
+    def _unpin(self, request: RequestId) -> None:
+        keys = self._keys.pop(request, None)
+        if keys is not None:
+            self.state.map.unpin(keys)
 
     def _forget_in_flight(self, session: SessionId) -> None:
         left = self._in_flight[session] - 1
@@ -199,7 +208,13 @@ class Owner:
                 self._ended.append(Ended(chunk, entry.placement.disks, entry.length))
 
         self._ending.add(chunk)
-        self.submit(self.journal.own_request(), ChunkSealedRecord(chunk, length), None, on_result)
+        self._submit_own(ChunkSealedRecord(chunk, length), on_result)
+
+    def _submit_own(self, record: JournalRecord, on_result: OnResult) -> None:
+        """One that names no keys."""
+        request = self.journal.own_request()
+        self.expect(request, on_result)
+        self.submit(request, record, None)
 
     def take_ended(self) -> list[Ended]:
         """Chunks whose end has become durable since the last call."""
@@ -226,14 +241,15 @@ class Owner:
         return lambda session: session not in in_flight and now - heard.get(session, since) > idle
 
     def purge_some(self, n_keys: int) -> bool:
-        """Drop history that no snapshot sees, of so many keys. False: there is none left to look at."""
+        """Drop history that no snapshot sees, of so many keys. False: there is none left to look at.
+        BlocksMissing."""
         state = self.state
         if state.history_to_purge:
             state.history_to_purge = False
-            self._to_purge = deque(state.map.keys_with_history())
-        if not self._to_purge:
+            self._purge_from = b""
+        if self._purge_from is None:
             return False
-        state.purge([self._to_purge.popleft() for _ in range(min(n_keys, len(self._to_purge)))])
+        self._purge_from = state.purge_some(self._purge_from, n_keys) or None
         return True
 
     def drop_dead(self, needed: frozenset[ChunkId], now: float, *, runs_too: bool = True) -> None:
@@ -244,8 +260,7 @@ class Owner:
         for chunk, entry in dead[:DROPS_MAX]:
             if chunk not in dropping and (runs_too or entry.purpose != RUN):
                 dropping.add(chunk)
-                request = self.journal.own_request()
-                self.submit(request, ChunkDroppedRecord(chunk), None, self._on_dropped(chunk))
+                self._submit_own(ChunkDroppedRecord(chunk), self._on_dropped(chunk))
 
     def to_empty(
         self, needed: frozenset[ChunkId], now: float, *, journals_too: bool

@@ -50,6 +50,7 @@ from blockstore.config import (
     CHECKPOINT_JOURNAL_BYTES,
     CHECKPOINT_JOURNAL_RECORDS,
     CHUNK_BYTES_MAX,
+    OPERATION_SECONDS,
     OWNER_QUEUE_BYTES_MAX,
     VALUE_CACHE_BYTES,
     VITAL_CHUNK_BYTES,
@@ -68,6 +69,7 @@ from blockstore.ids import ChunkId, DiskId, RequestId, SessionId
 from blockstore.placement.policy import Policy
 from blockstore.runtime.interfaces import Answer, IncomingCall
 from blockstore.runtime.roles import check_role
+from blockstore.volume.block_shell import BlockShell, fetch_blocks
 from blockstore.volume.checkpoint_shell import Checkpointer
 from blockstore.volume.chunk_places import ChunkPlaces
 from blockstore.volume.chunk_table import DATA, PACKED, RUN
@@ -81,6 +83,7 @@ from blockstore.volume.packing_shell import Packer
 from blockstore.volume.read_shell import ReadShell
 from blockstore.volume.record_shell import Deposed, RecordShell
 from blockstore.volume.requests import WRITES, check_read, to_record
+from blockstore.volume.sorted_run import BlocksMissing
 from blockstore.volume.takeover_shell import seal_members, take_over
 from blockstore.volume.value_cache import ValueCache
 from blockstore.volume.world import World
@@ -95,6 +98,8 @@ CHECKPOINT_FULL_SECONDS = 2.0
 CHECKPOINT_RETRY_SECONDS = 10.0
 """After one that failed: it wrote its run for nothing, and would again."""
 TIDY_SECONDS = 2.0
+CHANGED_KEYS_MAX = 250_000
+"""In the memtable: some 100 MB. Then a checkpoint makes a run of them."""
 PACK_LOOK_SECONDS = 2.0
 PACK_RETRY_SECONDS = 60.0
 """After a pass that moved nothing: what it could not read, the next could not either."""
@@ -118,6 +123,7 @@ class VolumeOwner:
         self._serving = False
         self._core: Owner | None = None
         self._garbage = Garbage()
+        self._blocks = BlockShell(world.reader, world.clock)
 
     def _fork_rng(self) -> random.Random:
         return random.Random(self._world.rng.getrandbits(64))
@@ -145,9 +151,14 @@ class VolumeOwner:
                 core.apply,
                 lambda tokens: core.refuse(tokens, self._no_space()),
             )
-            writer = DataWriter(world.caller, world.nodes, self._grant_run, self._fork_rng())
             self._checkpointer = Checkpointer(
-                world, self._control_record, taken.state, writer, taken.root, taken.runs
+                world,
+                self._control_record,
+                taken.state,
+                lambda: DataWriter(world.caller, world.nodes, self._grant_run, self._fork_rng()),
+                taken.root,
+                taken.runs,
+                lambda: self._journal.core.is_idle,
             )
             self._packer = Packer(
                 world,
@@ -161,9 +172,11 @@ class VolumeOwner:
             self._checkpointer.covered_records = -taken.replayed_records
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._journal.run)
+                nursery.start_soon(self._blocks.run)
                 # Reads need no open journal chunk: they go on when there are too few members left for one.
                 self._start_serving()
                 nursery.start_soon(self._checkpoints)
+                nursery.start_soon(self._merge)
                 nursery.start_soon(self._tidy)
                 nursery.start_soon(self._pack)
         except* Deposed:
@@ -181,6 +194,8 @@ class VolumeOwner:
             call.fail(error)
         for on_result in () if self._core is None else self._core.give_up():
             on_result(error)
+        for on_there in self._blocks.give_up():
+            on_there(error)
 
     def _start_serving(self) -> None:
         self._serving = True
@@ -213,7 +228,26 @@ class VolumeOwner:
             check_role(call.peer, type(op).__name__, WRITERS)
             self._grant(call, message, op)
             return
+        self._read(call, op)
+
+    def _read(self, call: IncomingCall, op: object) -> None:
+        """Answer; and when blocks of the map are missing, as soon as they are there."""
         self._check_lease()
+        try:
+            self._answer_read(call, op)
+        except BlocksMissing as missing:
+
+            def again(why: BlockStoreError | None) -> None:
+                try:
+                    if why is not None:
+                        raise why
+                    self._read(call, op)
+                except BlockStoreError as error:
+                    call.fail(error)
+
+            self._blocks.when_there(missing, again)
+
+    def _answer_read(self, call: IncomingCall, op: object) -> None:
         if isinstance(op, Lookup):
             self._reads.lookup(call, op)
         elif isinstance(op, LookupMany):
@@ -269,8 +303,24 @@ class VolumeOwner:
     def _submit(
         self, request: RequestId, record: JournalRecord, value: memoryview | None, on_result: OnResult
     ) -> None:
-        self._owner.submit(request, record, value, on_result)
-        self._journal.wake()
+        self._owner.expect(request, on_result)
+        self._submit_expected(request, record, value)
+
+    def _submit_expected(self, request: RequestId, record: JournalRecord, value: memoryview | None) -> None:
+        owner = self._owner
+        try:
+            owner.submit(request, record, value)
+        except BlocksMissing as missing:
+
+            def again(why: BlockStoreError | None) -> None:
+                if why is None:
+                    self._submit_expected(request, record, value)
+                else:
+                    owner.refuse((request,), why)
+
+            self._blocks.when_there(missing, again)
+        else:
+            self._journal.wake()
 
     # --- chunks for clients' data and for checkpoints
 
@@ -366,6 +416,8 @@ class VolumeOwner:
             if (
                 n_bytes >= CHECKPOINT_JOURNAL_BYTES
                 or n_records >= CHECKPOINT_JOURNAL_RECORDS
+                or self._state.map.n_changed >= CHANGED_KEYS_MAX
+                or last.has_merged
                 or (self._journal.is_full and n_records and clock.now() - last_at >= CHECKPOINT_FULL_SECONDS)
             ):
                 try:
@@ -374,6 +426,16 @@ class VolumeOwner:
                 except BlockStoreError as error:
                     log.warning("checkpoint_failed volume=%d why=%s", self.record.volume, error)
                     await trio.sleep(CHECKPOINT_RETRY_SECONDS)
+
+    async def _merge(self) -> None:
+        """Keep the map's runs few. What was merged is named by the next checkpoint."""
+        while True:
+            await trio.sleep(CHECKPOINT_LOOK_SECONDS)
+            try:
+                await self._checkpointer.merge()
+            except BlockStoreError as error:
+                log.warning("merge_failed volume=%d why=%s", self.record.volume, error)
+                await trio.sleep(CHECKPOINT_RETRY_SECONDS)
 
     async def checkpoint(self) -> None:
         """Write one now, and let the journal begin where it ends."""
@@ -419,8 +481,7 @@ class VolumeOwner:
 
     async def _tidy_once(self) -> None:
         owner, checkpointer, now = self._owner, self._checkpointer, self._world.clock.now()
-        while owner.purge_some(PURGE_KEYS):
-            await trio.lowlevel.checkpoint()
+        await self._purge()
         owner.end_idle_grants(now)
         owner.drop_dead(self._needed_chunks(), now, runs_too=not checkpointer.is_writing)
         self._journal.wake()
@@ -432,6 +493,21 @@ class VolumeOwner:
         reachable = [disk.disk for disk in control.views.disks() if control.is_live(disk.node)]
         for disk, chunk in self._garbage.next(reachable):
             self._delete(disk, chunk)
+
+    async def _purge(self) -> None:
+        """Drop history that no snapshot sees: until there is none, or enough has changed for a run."""
+        while self._state.map.n_changed < CHANGED_KEYS_MAX:
+            try:
+                if not self._owner.purge_some(PURGE_KEYS):
+                    return
+                await trio.lowlevel.checkpoint()
+            except BlocksMissing as missing:
+                deadline = self._world.clock.now() + OPERATION_SECONDS
+                try:
+                    await fetch_blocks(self._world.reader, missing.ranges, deadline)
+                except BlockStoreError as error:
+                    log.warning("purge_failed volume=%d why=%s", self.record.volume, error)
+                    return
 
     def _delete(self, disk: DiskId, chunk: ChunkId) -> None:
         garbage = self._garbage
@@ -469,6 +545,12 @@ class VolumeOwner:
             "journal_written_bytes": core.written_bytes,
             "journal_waiting_bytes": core.waiting_bytes,
             "packed_bytes": self._packer.moved_bytes,
+            "map_runs": len(state.map.runs),
+            "map_keys_in_runs": sum(run.info.n_keys for run in state.map.runs),
+            "map_written_bytes": self._checkpointer.written_bytes,
+            "map_blocks_fetched": self._blocks.n_fetched,
+            "map_keys_merged": self._checkpointer.merging[0],
+            "map_keys_to_merge": self._checkpointer.merging[1],
             "cache_bytes": self._cache.size,
             "cache_hits": self._cache.hits,
             "cache_misses": self._cache.misses,

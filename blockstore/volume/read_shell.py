@@ -1,7 +1,8 @@
 """Answering look-ups: the value itself when it is small and near, else where to fetch it.
 
-Near is what the cache holds or a disk of this node. A value that must be fetched costs its reader one more
-round trip, to the nodes that have it, and this owner nothing."""
+Nothing is answered when a block of the map is missing: fetch it and ask again. Near is what the cache holds
+or a disk of this node. A value that must be fetched costs its reader one more round trip, to the nodes that
+have it, and this owner nothing."""
 
 from __future__ import annotations
 
@@ -56,10 +57,9 @@ class ReadShell:
 
     def lookup_many(self, call: IncomingCall, op: LookupMany) -> None:
         check_read(op, self._state)
+        versions = self._state.map.find_many(op.keys, op.at)
         gathered = _Gathered(call, op, self._state)
-        find, at = self._state.map.find, op.at
-        for index, key in enumerate(op.keys):
-            version = find(key, at)
+        for index, version in enumerate(versions):
             if version is None:
                 gathered.note_missing()
             elif (take := gathered.taker(index, version)) is not None:

@@ -1,11 +1,14 @@
 """What a journal record does to a volume: the one place, live and in replay alike.
 
 `VolumeState.apply` is deterministic: the state after a record depends on the state before it and the
-record, its sequence and its place, on nothing else. So replaying the journal gives the acknowledged state
+record, its sequence and its place, on nothing else. The keys that it asks for (`keys_of`) are pinned in the
+map before. So replaying the journal gives the acknowledged state
 again, in order, each request once (DESIGN invariant 7). A condition is judged here, when its turn comes,
 not when it was received: what was received together is ordered by the journal."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -48,6 +51,7 @@ from blockstore.errors import (
 from blockstore.ids import ChunkId, VolumeId
 from blockstore.volume.chunk_table import ChunkEntry, ChunkTable
 from blockstore.volume.sessions import Sessions
+from blockstore.volume.sorted_run import SortedRun
 from blockstore.volume.versioned_map import Freed, VersionedMap, are_alike
 
 SNAPSHOTS_MAX = 3_000
@@ -57,11 +61,11 @@ _OK = Ok()
 
 
 class VolumeState:
-    def __init__(self, volume: VolumeId) -> None:
+    def __init__(self, volume: VolumeId, keys: VersionedMap | None = None) -> None:
         self.volume = volume
         self.sequence = 0  # of the last applied record
         self.epoch = 0
-        self.map = VersionedMap()
+        self.map = VersionedMap() if keys is None else keys
         self.snapshots: dict[str, SnapshotAnswer] = {}
         self.sessions = Sessions()
         self.chunks = ChunkTable()
@@ -233,9 +237,14 @@ class VolumeState:
         self._retained = frozenset(snapshot.sequence for snapshot in self.snapshots.values())
         self.newest_snapshot = max(self._retained, default=0)
 
-    def purge(self, keys: list[bytes]) -> None:
-        """Drop what no snapshot sees, for some keys. Not journalled: replay and `purge` again give the same
-        reads."""
+    def purge_some(self, start: bytes, n_keys: int) -> bytes:
+        """Drop what no snapshot sees, of so many keys from `start` on; return where the rest starts, b"" when
+        there is none. Not journalled: replay and `purge_some` again give the same reads. BlocksMissing."""
+        keys, rest = self.map.with_history(start, n_keys)
+        self.purge(keys)
+        return rest
+
+    def purge(self, keys: Sequence[bytes]) -> None:
         self._give_back(self.map.purge(keys, self.snapshot_sequences()))
 
     def _give_back(self, freed: Freed) -> None:
@@ -254,9 +263,12 @@ class VolumeState:
             tuple(self.snapshots.values()),
             self.sessions.to_stored(),
             self.chunks.to_stored(),
+            self.map.n_live,
         )
 
-    def load_head(self, head: CheckpointHead) -> None:
+    def load_head(self, head: CheckpointHead, runs: Sequence[SortedRun]) -> None:
+        """`runs`: those that the head names, from the newest to the oldest."""
+        self.map.load(runs, head.n_live)
         self.sequence = head.sequence
         self.snapshots = {snapshot.name: snapshot for snapshot in head.snapshots}
         self._note_snapshots()
@@ -264,6 +276,19 @@ class VolumeState:
         self.chunks.load(head.chunks)
         self.epoch = max((stored.chunk.epoch for stored in head.chunks), default=0)
         self.history_to_purge = True
+
+
+def keys_of(record: JournalRecord) -> Collection[bytes]:
+    """Whose states are asked for when the record is applied: they must be in memory then."""
+    if isinstance(record, PutRecord | DeleteRecord):
+        return (record.key,)
+    if isinstance(record, BatchRecord):
+        return [change.key for change in record.changes]
+    if isinstance(record, MovedRecord):
+        return [key for key, _, _ in record.moves]
+    if isinstance(record, RestoreRecord):
+        return (*record.keys, *record.targets)
+    return ()
 
 
 def _no_object(key: bytes) -> NotFound:

@@ -20,7 +20,7 @@ begins. Then, in this order, and why a crash between any two steps is harmless:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from blockstore.chunk.sealing import seal_length
@@ -37,7 +37,8 @@ from blockstore.codec.run_file import Root
 from blockstore.errors import Corrupt
 from blockstore.ids import ChunkId, DiskId, MiB, NodeId
 from blockstore.volume.chunk_table import OPEN
-from blockstore.volume.state import VolumeState
+from blockstore.volume.sorted_run import BlocksMissing
+from blockstore.volume.state import VolumeState, keys_of
 
 REPLAY_WINDOW_BYTES = 4 * MiB
 YIELD_RECORDS = 500
@@ -183,15 +184,16 @@ class Replay:
         end = min(self._position + REPLAY_WINDOW_BYTES, one.length)
         return Wanted(extent, placements, self._position, end)
 
-    def take(self, data: memoryview) -> Iterator[None]:
-        """Apply the batches whose records are in `data`, the bytes wanted last. Yields now and then, to let
-        others run. Raise Corrupt when the journal does not go on here."""
+    def take(self, data: memoryview) -> Iterator[BlocksMissing | None]:
+        """Apply the batches whose records are in `data`, the bytes wanted last. Yields what must be fetched
+        before it can go on; and None now and then, to let others run. Raise Corrupt when the journal does not
+        go on here."""
         chunk = self._left[0].chunk
         start = self._position
         while self._position == start or _has_block(data[self._position - start :], chunk, self._position):
             yield from self._take_batch(data[self._position - start :], chunk)
 
-    def _take_batch(self, view: memoryview, chunk: ChunkId) -> Iterator[None]:
+    def _take_batch(self, view: memoryview, chunk: ChunkId) -> Iterator[BlocksMissing | None]:
         state, position = self._state, self._position
         header = decode_header(view, chunk, position)
         if header.base_sequence != state.sequence + 1:
@@ -201,14 +203,26 @@ class Replay:
             )
         block = view[HEADER_BYTES : HEADER_BYTES + header.n_block]
         records = decode_records(header, block, f"journal chunk {chunk} at {position}")
+        keys = [key for record in records for key in keys_of(record)]
+        yield from self._pin(keys)
         for i, (record, value_offset) in enumerate(zip(records, value_offsets(header, records), strict=True)):
             state.apply(record, header.base_sequence + i, chunk, position + value_offset)
             work = work_of(record)
             self.n_records += work
             if self.n_records % YIELD_RECORDS < work:
-                yield
+                yield None
+        state.map.unpin(keys)
         self._position = position + header.length
         self.n_bytes += header.length
+
+    def _pin(self, keys: Sequence[bytes]) -> Iterator[BlocksMissing]:
+        while True:
+            try:
+                self._state.map.pin(keys)
+            except BlocksMissing as missing:
+                yield missing
+            else:
+                return
 
 
 def _has_block(view: memoryview, chunk: ChunkId, position: int) -> bool:

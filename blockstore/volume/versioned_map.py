@@ -1,19 +1,29 @@
 """Which version of which key is visible at which sequence?
 
-In memory, every key of the volume. A version is kept as its stored bytes (`codec/run_file.py`): a million
-of them cost a third of what objects would, the garbage collector does not walk them, and a checkpoint
-copies them as they are.
+A log-structured merge tree (P. O'Neil, E. Cheng, D. Gawlick, E. O'Neil, "The Log-Structured Merge-Tree", Acta
+Informatica 33, 1996): what changed lately is in the memtable, everything else in immutable runs on the nodes'
+disks, of which only indexes and filters are in memory (`sorted_run.py`). Each holds whole states of keys, the
+newest version and those older ones that snapshots see, so the newest source that has a key says all of it.
 
-Invariants: `_newest[key]` has the highest sequence of the key; `_older[key]` holds, newest first, exactly
-those former versions that some snapshot still sees (until `purge` has come by after a snapshot was deleted:
-then also more, never less). A tombstone is kept only while an older version is."""
+Pure and synchronous. What needs a block that is not in memory raises `BlocksMissing` and has changed nothing:
+fetch what it names and call again. A record must not meet that while it is applied, so its keys are `pin`ned
+before it goes into the journal: then their states stay in memory until it is applied.
+
+Invariants: the newest version of a key has its highest sequence; the older ones are, newest first, exactly
+those that some snapshot still sees (until `purge` has come by after a snapshot was deleted: then also more,
+never less); a tombstone is kept only while an older version is. A state in `_known` is what the runs say.
+
+Costs: of a key that is not there the filters know; of one that is, and that neither changed lately nor was
+asked for, one block is read. Memory depends on KNOWN_KEYS_MAX, the cache of blocks and the memtable; of
+what is stored, only indexes and filters count (4 bytes for each key)."""
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Container, Iterator, Sequence
-from itertools import chain
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -21,7 +31,9 @@ from blockstore.codec.messages import Entry, Extent
 from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version, encode_version, stored_from
 from blockstore.config import FRAME_HEADER_BYTES_MAX
 from blockstore.ids import ChunkId
-from blockstore.volume.key_order import KeyOrder
+from blockstore.volume.key_filter import hash_of
+from blockstore.volume.memtable import GONE, Memtable
+from blockstore.volume.sorted_run import BlockCache, BlockRange, BlocksMissing, KeyState, Passes, SortedRun
 
 PAGE_BYTES_MAX = FRAME_HEADER_BYTES_MAX // 2
 """Of keys and metadata in one page: 1,000 keys with 8 KiB of metadata each are eight frames' worth."""
@@ -35,8 +47,8 @@ CHANGES_EXAMINED_MAX = 40_000
 CHANGED_WEIGHT = 20
 """Keys that did not change cost as much as one that may have: its versions are decoded."""
 
-SORTED_AT_ONCE = 20_000
-"""Keys sorted between two looks at what else there is to do: some 10 ms."""
+KNOWN_KEYS_MAX = 250_000
+"""States kept in memory though the runs have them: some 100 MB. Smaller maps never read a block for a key."""
 
 _ENTRY_BYTES = 32
 """What an entry takes in a message besides its key and metadata: size, sequence, checksum."""
@@ -44,78 +56,106 @@ _ENTRY_BYTES = 32
 Freed = list[StoredVersion]
 """Versions that nothing sees any more: their bytes are given back to their chunks."""
 
-
 Change = tuple[bytes, StoredVersion | None, StoredVersion | None]
 """A key, what it was and what it became; None: not there."""
 
-KeyState = tuple[bytes | None, tuple[bytes, ...]]
-
-
-class Frozen:
-    """The map, or the changed part of it, as it was at one instant; read once."""
-
-    def __init__(self, of: VersionedMap, changed: set[bytes], parts: list[list[bytes]] | None) -> None:
-        """`parts`: all keys in order, if the whole map is wanted; otherwise those `changed`."""
-        self.changed = changed
-        self._of = of
-        self._saved: dict[bytes, KeyState] = {}  # of keys that changed since
-        self._unsorted = list(changed) if parts is None else []
-        self._parts = parts or []
-        self._are_in_order = parts is not None
-        self.n_keys = len(self._unsorted) + sum(len(part) for part in self._parts)
-
-    def save(self, key: bytes) -> None:
-        """The key is about to change."""
-        if key not in self._saved:
-            self._saved[key] = self._of.state_of(key)
-
-    def sort_some(self) -> bool:
-        """Sort some more of the keys. False: all are. A million at once would stop everything for a second,
-        and a node that stands still for less than that loses its lease."""
-        if not self._unsorted:
-            return False
-        keys = self._unsorted[-SORTED_AT_ONCE:]
-        del self._unsorted[-SORTED_AT_ONCE:]
-        keys.sort()
-        self._parts.append(keys)
-        return True
-
-    def entries(self) -> Iterator[RunEntry]:
-        """In key order; made one by one, so that the writer of a run can let others run between blocks."""
-        while self.sort_some():
-            pass
-        saved, state_of = self._saved, self._of.state_of
-        for key in chain(*self._parts) if self._are_in_order else heapq.merge(*self._parts):
-            newest, older = saved.get(key) or state_of(key)
-            yield key, newest, older
-        self._of.release(self)
+Seen = tuple[bytes, KeyState | None]
+"""A key and its state; or, with None, how far was looked without finding any."""
 
 
 class VersionedMap:
-    def __init__(self) -> None:
-        self._newest: dict[bytes, bytes] = {}
-        self._order = KeyOrder()  # of the keys of `_newest`
-        self._older: dict[bytes, tuple[bytes, ...]] = {}
-        self._changed: set[bytes] = set()
-        self._frozen: Frozen | None = None  # of which not all has been read yet
+    def __init__(self, known_keys_max: int = KNOWN_KEYS_MAX, cache: BlockCache | None = None) -> None:
+        self.cache = BlockCache() if cache is None else cache
         self.n_live = 0
+        self._recent = Memtable()
+        self._frozen: Memtable | None = None  # a run is being made of it
+        self._runs: list[SortedRun] = []  # from the newest to the oldest
+        self._known: dict[bytes, KeyState] = {}
+        self._known_max = known_keys_max
+        self._pins: Counter[bytes] = Counter()
 
-    # --- reading
+    # --- one key
+
+    def state_of(self, key: bytes) -> KeyState:
+        """Its newest version and the older ones. BlocksMissing."""
+        state = self._in_memory(key)
+        return self._look_up(key) if state is None else state
+
+    def states_of(self, keys: Iterable[bytes]) -> list[KeyState]:
+        """BlocksMissing names what all of them need."""
+        states: list[KeyState] = []
+        missing: list[BlockRange] = []
+        for key in keys:
+            try:
+                states.append(self.state_of(key))
+            except BlocksMissing as error:
+                missing += error.ranges
+        if missing:
+            raise BlocksMissing(tuple(dict.fromkeys(missing)))
+        return states
+
+    def pin(self, keys: Collection[bytes]) -> None:
+        """Keep their states in memory until `unpin`: a record with these keys may be applied meanwhile.
+        BlocksMissing: none is pinned."""
+        for key, state in zip(keys, self.states_of(keys), strict=True):
+            if self._in_memory(key) is None:
+                self._known[key] = state
+            self._pins[key] += 1
+
+    def unpin(self, keys: Iterable[bytes]) -> None:
+        pins = self._pins
+        for key in keys:
+            if pins[key] == 1:
+                del pins[key]
+            else:
+                pins[key] -= 1
 
     def find(self, key: bytes, at: int = 0) -> StoredVersion | None:
-        """The version visible at sequence `at` (0: now); None if there is none, or a tombstone."""
-        packed = self._newest.get(key)
-        if packed is None:
-            return None
-        version = decode_version(packed)
-        if at and version.sequence > at:
-            for packed in self._older.get(key, ()):
-                version = decode_version(packed)
-                if version.sequence <= at:
-                    break
-            else:
-                return None
-        return None if version.meta is None else version
+        """The version visible at sequence `at` (0: now); None if there is none, or a tombstone.
+        BlocksMissing."""
+        return _visible(self.state_of(key), at)
+
+    def find_many(self, keys: Iterable[bytes], at: int = 0) -> list[StoredVersion | None]:
+        return [_visible(state, at) for state in self.states_of(keys)]
+
+    def versions(self, key: bytes) -> list[StoredVersion]:
+        """All that are kept, newest first, tombstones among them. BlocksMissing."""
+        newest, older = self.state_of(key)
+        return [] if newest is None else [decode_version(packed) for packed in (newest, *older)]
+
+    def _in_memory(self, key: bytes) -> KeyState | None:
+        state = self._recent.states.get(key)
+        if state is None:
+            if self._frozen is not None and (state := self._frozen.states.get(key)) is not None:
+                return state
+            state = self._known.get(key)
+            if state is None and not self._runs:
+                return GONE
+        return state
+
+    def _look_up(self, key: bytes) -> KeyState:
+        hashed = hash_of(key)
+        for run in self._runs:
+            state = run.find(key, hashed)
+            if state is not None:
+                self._know(key, state)
+                return state
+        return GONE
+
+    def _know(self, key: bytes, state: KeyState) -> None:
+        self._known[key] = state
+        if len(self._known) > self._known_max + self._known_max // 8 + len(self._pins):
+            self._forget_some()
+
+    def _forget_some(self) -> None:
+        """Those known the longest, many at once: a dict is slow at losing its first key."""
+        excess = len(self._known) - self._known_max
+        pins = self._pins
+        for key in list(islice(self._known, excess)):
+            if key not in pins:
+                del self._known[key]
+
+    # --- keys in order
 
     def page(
         self, prefix: bytes, after: bytes, delimiter: bytes, limit: int, at: int, start: bytes = b""
@@ -123,19 +163,19 @@ class VersionedMap:
         """Up to `limit` entries (or common prefixes, with sequence 0) in key order; and the `start` of the
         rest, empty when there is none. A page begins at `start`, or behind `after`, the last entry of another
         page. It has fewer entries, or none, when their metadata would not fit one answer, and when
-        KEYS_EXAMINED_MAX keys were looked at: a snapshot may show one of a million keys."""
+        KEYS_EXAMINED_MAX keys were looked at: a snapshot may show one of a million keys. BlocksMissing."""
         entries: list[Entry] = []
         n_bytes = n_examined = 0
         begin = _beginning(prefix, after, delimiter) if not start else max(start, prefix)
         while begin is not None:
             restart: bytes | None = None
-            for key in self._order.starting_at(begin):
+            for key, state in self._seen_from(begin, self._runs):
                 if not key.startswith(prefix):
                     return entries, b""
                 n_examined += 1
                 if n_examined > KEYS_EXAMINED_MAX:
                     return entries, key
-                version = self.find(key, at)
+                version = None if state is None else _visible(state, at)
                 if version is None or version.meta is None:
                     continue
                 n_bytes += len(key) + len(version.meta) + _ENTRY_BYTES
@@ -158,61 +198,107 @@ class VersionedMap:
     ) -> tuple[list[Change], bytes]:
         """Up to `limit` keys of [start, end), in order, that are not alike at the two sequences (0: now), and
         the `start` of the rest, empty when there is none. Bounded as `page` is. What was written again with
-        the same content, or restored to it, is alike."""
+        the same content, or restored to it, is alike. Blocks of runs in which nothing is young enough are not
+        read. BlocksMissing."""
         changes: list[Change] = []
         if since == until:
             return changes, b""
-        # A version that both see is at most as young as the older of the two.
-        bound = stored_from(1 + (min(since, until) or max(since, until)))
-        newest = self._newest
+        # A version that both see is at most as young as the older of the two. What an older source says of a
+        # key whose newest state was passed over is older still, so it is passed over too.
+        youngest = 1 + (min(since, until) or max(since, until))
+        bound = stored_from(youngest)
         n_bytes = n_examined = 0
-        for part in self._order.parts_from(start):
-            keys = part if not end or part[-1] < end else part[: bisect_left(part, end)]
-            for key in [key for key in keys if newest[key] >= bound]:
-                old, new = self.find(key, since), self.find(key, until)
-                n_examined += CHANGED_WEIGHT
-                if are_alike(old, new):
-                    continue
-                n_bytes += _listed_bytes(key, old) + _listed_bytes(key, new)
-                if len(changes) == limit or (changes and n_bytes > PAGE_BYTES_MAX):
-                    return changes, key
-                changes.append((key, old, new))
-            if len(keys) < len(part):
+        for key, state in self._seen_from(
+            start, self._runs, lambda run, block: run.is_unchanged_since(block, youngest)
+        ):
+            if end and key >= end:
                 break
-            n_examined += len(part)
             if n_examined > CHANGES_EXAMINED_MAX:
-                return changes, part[-1] + b"\0"
+                return changes, key
+            n_examined += 1
+            if state is None or state[0] is None or state[0] < bound:
+                continue
+            old, new = _visible(state, since), _visible(state, until)
+            n_examined += CHANGED_WEIGHT
+            if are_alike(old, new):
+                continue
+            n_bytes += _listed_bytes(key, old) + _listed_bytes(key, new)
+            if len(changes) == limit or (changes and n_bytes > PAGE_BYTES_MAX):
+                return changes, key
+            changes.append((key, old, new))
         return changes, b""
 
-    def versions(self, key: bytes) -> list[StoredVersion]:
-        """All that are kept, newest first, tombstones among them."""
-        newest = self._newest.get(key)
-        if newest is None:
-            return []
-        return [decode_version(packed) for packed in (newest, *self._older.get(key, ()))]
+    def placed_in(
+        self, chunks: frozenset[ChunkId], start: bytes, n_keys: int
+    ) -> tuple[list[tuple[bytes, StoredVersion]], bytes]:
+        """Of up to `n_keys` keys from `start` on, in order, the versions that have bytes in these chunks; and
+        where the rest starts, empty when there is none. BlocksMissing."""
+        runs = [run for run in self._runs if not run.chunks.isdisjoint(chunks)]
+        keys: list[bytes] = []
+        rest = b""
+        for n_seen, (key, state) in enumerate(self._seen_from(start, runs)):
+            if n_seen == n_keys:
+                rest = key
+                break
+            if state is not None and any(_in_chunks(version, chunks) for version in _versions(state)):
+                keys.append(key)
+        # What an older run says may not be so any more.
+        return [
+            (key, version)
+            for key, state in zip(keys, self.states_of(keys), strict=True)
+            for version in _versions(state)
+            if _in_chunks(version, chunks)
+        ], rest
 
-    def __len__(self) -> int:
-        return len(self._newest)
+    def with_history(self, start: bytes, n_keys: int) -> tuple[list[bytes], bytes]:
+        """Of up to `n_keys` keys from `start` on those that have, or lately had, older versions; and where
+        the rest starts, empty when there is none. BlocksMissing."""
+        keys: list[bytes] = []
+        for n_seen, (key, state) in enumerate(
+            self._seen_from(start, self._runs, lambda run, block: not run.has_history(block))
+        ):
+            if n_seen == n_keys:
+                return keys, key
+            if state is not None and state[1]:
+                keys.append(key)
+        return keys, b""
+
+    def _seen_from(
+        self, start: bytes, runs: Sequence[SortedRun], passes: Passes | None = None
+    ) -> Iterator[Seen]:
+        """Keys from `start` on, in order, as the newest source that has them says. BlocksMissing."""
+        missing = [found for run in runs if (found := run.missing_at(start, passes)) is not None]
+        if missing:
+            raise BlocksMissing(missing)
+        recent = [self._recent] if self._frozen is None else [self._recent, self._frozen]
+        if len(recent) == 1 and not runs:
+            for key, newest, older in self._recent.entries_from(start):
+                yield key, (newest, older)
+            return
+        sources: list[Iterator[RunEntry | bytes]] = [table.entries_from(start) for table in recent]
+        sources += [run.entries_from(start, passes) for run in runs]
+        last: bytes | None = None
+        for key, _, state in heapq.merge(*map(_ranked, sources, range(len(sources)))):
+            if state is None:
+                yield key, None
+            elif key != last:
+                last = key
+                yield key, state
 
     # --- changing
 
     def put(self, key: bytes, version: StoredVersion, newest_snapshot: int) -> Freed:
         """Make `version` the newest. `version.meta` None deletes."""
-        self._changing(key)
-        former = self._newest.get(key)
-        packed = encode_version(version)
+        former, older = self.state_of(key)
         freed: Freed = []
         if former is not None:
             was = decode_version(former)
             self.n_live -= was.meta is not None
             if was.sequence <= newest_snapshot:
-                self._older[key] = (former, *self._older.get(key, ()))
+                older = (former, *older)
             elif was.meta is not None:
                 freed.append(was)
-        if version.meta is None and key not in self._older:
-            self._remove(key)
-        else:
-            self._set(key, packed)
+        self._set(key, GONE if version.meta is None and not older else (encode_version(version), older))
         self.n_live += version.meta is not None
         return freed
 
@@ -225,41 +311,23 @@ class VersionedMap:
                 continue
             if version.meta is None:
                 return None
-            self._changing(key)
             moved = encode_version(msgspec.structs.replace(version, extents=extents))
             if index == 0:
-                self._newest[key] = moved
+                self._set(key, (moved, older))
             else:
-                self._older[key] = (*older[: index - 1], moved, *older[index:])
+                self._set(key, (newest, (*older[: index - 1], moved, *older[index:])))
             return version
         return None
 
-    def placed_in(
-        self, chunks: Container[ChunkId], start: bytes, n_keys: int
-    ) -> tuple[list[tuple[bytes, StoredVersion]], bytes]:
-        """Of up to `n_keys` keys from `start` on, in order, the versions that have bytes in these chunks; and
-        where the rest starts, empty when there is none."""
-        found: list[tuple[bytes, StoredVersion]] = []
-        for n_seen, key in enumerate(self._order.starting_at(start)):
-            if n_seen == n_keys:
-                return found, key
-            for packed in (self._newest[key], *self._older.get(key, ())):
-                version = decode_version(packed)
-                if any(extent.chunk in chunks for extent in version.extents):
-                    found.append((key, version))
-        return found, b""
-
     def purge(self, keys: Sequence[bytes], snapshots: Sequence[int]) -> Freed:
-        """Drop what none of `snapshots` (sequences, ascending) sees any more, for some keys with history."""
+        """Drop what none of `snapshots` (sequences, ascending) sees any more. BlocksMissing."""
         freed: Freed = []
-        for key in keys:
-            history = self._older.get(key)
-            if history is None:
+        for key, (packed_newest, history) in zip(keys, self.states_of(keys), strict=True):
+            if packed_newest is None or not history:
                 continue
-            newer = decode_version(self._newest[key])
-            newest_is_tombstone = newer.meta is None
+            newest = decode_version(packed_newest)
             kept: list[bytes] = []
-            until = newer.sequence
+            until = newest.sequence
             for packed in history:
                 version = decode_version(packed)
                 first = bisect_left(snapshots, version.sequence)
@@ -268,85 +336,97 @@ class VersionedMap:
                 elif version.meta is not None:
                     freed.append(version)
                 until = version.sequence
-            if len(kept) == len(history):
-                continue
-            self._changing(key)
-            if kept:
-                self._older[key] = tuple(kept)
-            else:
-                del self._older[key]
-                if newest_is_tombstone:
-                    self._remove(key)
+            if len(kept) < len(history):
+                self._set(key, GONE if newest.meta is None and not kept else (packed_newest, tuple(kept)))
         return freed
 
-    def _changing(self, key: bytes) -> None:
-        self._changed.add(key)
-        if self._frozen is not None:
-            self._frozen.save(key)
+    def _set(self, key: bytes, state: KeyState) -> None:
+        if state is GONE and not self._runs and self._frozen is None:
+            self._recent.drop(key)  # no source says anything else
+        else:
+            self._recent.set(key, state)
 
-    def keys_with_history(self) -> list[bytes]:
-        return list(self._older)
-
-    # --- checkpoints
+    # --- runs
 
     @property
     def n_changed(self) -> int:
-        return len(self._changed)
+        """Keys that the next run would have."""
+        return len(self._recent)
 
-    def freeze(self, *, whole: bool) -> Frozen:
-        """What a run must say: every key, or those changed since the last `freeze`. Costs a copy of
-        references to the keys; versions are kept from now on before they change, and what takes longer is
-        left to `Frozen.sort_some`. One at a time: an earlier one is not read any more."""
-        changed, self._changed = self._changed, set()
-        self._frozen = Frozen(self, changed, self._order.copy() if whole else None)
+    def freeze(self) -> Memtable:
+        """What the next run must say. From now on it does not change."""
+        assert self._frozen is None, "one run at a time"
+        self._frozen, self._recent = self._recent, Memtable()
         return self._frozen
 
-    def state_of(self, key: bytes) -> KeyState:
-        """Its newest version and the older ones."""
-        return self._newest.get(key), self._older.get(key, ())
-
-    def release(self, frozen: Frozen) -> None:
-        """It has been read."""
-        if self._frozen is frozen:
-            self._frozen = None
-
-    def unfreeze(self, frozen: Frozen) -> None:
+    def unfreeze(self) -> None:
         """The run could not be written: its keys count as changed again."""
-        self.release(frozen)
-        fewer, more = sorted((frozen.changed, self._changed), key=len)
-        more |= fewer
-        self._changed = more
+        frozen, self._frozen = self._frozen, None
+        assert frozen is not None
+        newer, self._recent = self._recent, frozen
+        for key, state in newer.states.items():
+            self._recent.set(key, state)
 
-    def load(self, entries: Sequence[RunEntry]) -> None:
-        """Take what a run says, in order of its keys; a later run overrides an earlier one."""
-        newest_of, older_of = self._newest, self._older
-        added: list[bytes] = []
-        for key, newest, history in entries:
-            former = newest_of.get(key)
-            if former is not None:
-                self.n_live -= key not in older_of or decode_version(former).meta is not None
-            if newest is None:
-                self._remove(key)
-            else:
-                newest_of[key] = newest
-                if former is None:
-                    added.append(key)
-                # A tombstone is kept only while an older version is.
-                self.n_live += not history or decode_version(newest).meta is not None
-            if history:
-                older_of[key] = history
-            else:
-                older_of.pop(key, None)
-        self._order.extend(added)
+    def on_run_written(self, run: SortedRun | None) -> None:
+        """What was frozen is in this run now; None: there was nothing."""
+        frozen, self._frozen = self._frozen, None
+        assert frozen is not None
+        if run is not None:
+            self._runs.insert(0, run)
+        self._known.update(frozen.states)
+        if len(self._known) > self._known_max:
+            self._forget_some()
 
-    def _set(self, key: bytes, packed: bytes) -> None:
-        if key not in self._newest:
-            self._order.add(key)
-        self._newest[key] = packed
+    def on_merged(self, runs: Sequence[SortedRun], merged: SortedRun | None) -> None:
+        """One run says now what these, one behind the other, did; or none, when nothing was left."""
+        at = self._runs.index(runs[0])
+        assert self._runs[at : at + len(runs)] == list(runs)
+        self._runs[at : at + len(runs)] = [] if merged is None else [merged]
+        for run in runs:
+            run.forget()
 
-    def _remove(self, key: bytes) -> None:
-        if self._newest.pop(key, None) is not None:
-            self._order.remove(key)
+    @property
+    def runs(self) -> tuple[SortedRun, ...]:
+        """From the newest to the oldest."""
+        return tuple(self._runs)
+
+    def load(self, runs: Sequence[SortedRun], n_live: int) -> None:
+        """Begin with these, from the newest to the oldest."""
+        assert not self._runs
+        assert not self._recent
+        self._runs, self.n_live = list(runs), n_live
+
+
+def _visible(state: KeyState, at: int) -> StoredVersion | None:
+    newest, older = state
+    if newest is None:
+        return None
+    version = decode_version(newest)
+    if at and version.sequence > at:
+        for packed in older:
+            version = decode_version(packed)
+            if version.sequence <= at:
+                break
+        else:
+            return None
+    return None if version.meta is None else version
+
+
+def _versions(state: KeyState) -> Iterator[StoredVersion]:
+    newest, older = state
+    return map(decode_version, older if newest is None else (newest, *older))
+
+
+def _in_chunks(version: StoredVersion, chunks: frozenset[ChunkId]) -> bool:
+    return any(extent.chunk in chunks for extent in version.extents)
+
+
+def _ranked(source: Iterator[RunEntry | bytes], rank: int) -> Iterator[tuple[bytes, int, KeyState | None]]:
+    for entry in source:
+        if isinstance(entry, bytes):
+            yield entry, rank, None
+        else:
+            yield entry[0], rank, (entry[1], entry[2])
 
 
 def are_alike(old: StoredVersion | None, new: StoredVersion | None) -> bool:

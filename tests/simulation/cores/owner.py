@@ -32,10 +32,12 @@ from blockstore.codec.messages import (
     VolumeCall,
 )
 from blockstore.codec.run_file import Result
+from blockstore.config import OPERATION_SECONDS
 from blockstore.errors import BlockStoreError, Busy, NoSpace, NotOwner, Unavailable, from_wire
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId
 from blockstore.placement.policy import Policy
 from blockstore.runtime.interfaces import Answer
+from blockstore.volume.block_shell import OnThere, fetch_blocks
 from blockstore.volume.chunk_places import ChunkPlaces
 from blockstore.volume.chunk_table import DATA, PACKED, RUN
 from blockstore.volume.journal import Append, Committed, Journal, Phase
@@ -44,6 +46,7 @@ from blockstore.volume.owner import Owner
 from blockstore.volume.read_shell import ReadShell
 from blockstore.volume.record_shell import Deposed
 from blockstore.volume.requests import WRITES, check_read, to_record
+from blockstore.volume.sorted_run import BlocksMissing
 from blockstore.volume.state import VolumeState
 from blockstore.volume.value_cache import ValueCache
 from blockstore.volume.world import World as OwnerWorld
@@ -156,6 +159,7 @@ class OwnerRun:
         background = Background(self, self.core, taken)
         self._begin(background.tidy)
         self._begin(background.write_checkpoints)
+        self._begin(background.merge)
         self._begin(background.pack)
         self._watch_members(node.now())
         self.wake()
@@ -324,12 +328,65 @@ class OwnerRun:
                 record, value = to_record(message, call.payload.view, node.wall())
                 if self.is_full and isinstance(record, PutRecord):
                     raise self._no_space()
-            core.submit(message.request, record, value, lambda result: self._answer(call, result))
-            self.wake()
+            core.expect(message.request, lambda result: self._answer(call, result))
+            self._submit(message.request, record, value)
             return
+        self._read(call, op)
+
+    def _submit(self, request: RequestId, record: JournalRecord, value: memoryview | None) -> None:
+        core = self.core
+        assert core is not None
+        try:
+            core.submit(request, record, value)
+        except BlocksMissing as missing:
+
+            def again(why: BlockStoreError | None) -> None:
+                if why is None:
+                    self._submit(request, record, value)
+                else:
+                    core.refuse((request,), why)
+
+            self._when_there(missing, again)
+        else:
+            self.wake()
+
+    def _when_there(self, missing: BlocksMissing, on_there: OnThere) -> None:
+        async def fetch() -> None:
+            why: BlockStoreError | None = None
+            try:
+                await self.fetch(missing)
+            except BlockStoreError as error:
+                why = error
+            on_there(why)
+
+        self._begin(fetch)
+
+    async def fetch(self, missing: BlocksMissing) -> None:
+        await fetch_blocks(self.reader, missing.ranges, self.node.now() + OPERATION_SECONDS)
+        self.node.world.witness.n_blocks_fetched += len(missing.ranges)
+
+    def _read(self, call: Incoming, op: object) -> None:
+        node = self.node
+        if self._is_over:
+            raise NotOwner(self.record.volume, 0, 0)
         if not node.control.lease_valid(node.now()):
             raise Unavailable("control has not confirmed this owner lately")
         node.world.witness.on_read(self)
+        try:
+            self._answer_read(call, op)
+        except BlocksMissing as missing:
+
+            def again(why: BlockStoreError | None) -> None:
+                try:
+                    if why is not None:
+                        raise why
+                    self._read(call, op)
+                except BlockStoreError as error:
+                    call.fail(error)
+
+            self._when_there(missing, again)
+
+    def _answer_read(self, call: Incoming, op: object) -> None:
         if isinstance(op, Lookup):
             self._reads.lookup(call, op)
         elif isinstance(op, LookupMany):
@@ -404,8 +461,8 @@ class OwnerRun:
         """What a record of the owner's own came to, once it is durable and applied."""
         assert self.core is not None
         promise: Promise[Result | BlockStoreError] = Promise()
-        self.core.submit(request, record, None, promise.keep)
-        self.wake()
+        self.core.expect(request, promise.keep)
+        self._submit(request, record, None)
         result = await promise
         if isinstance(result, BlockStoreError):
             raise result

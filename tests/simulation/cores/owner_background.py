@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 
 from blockstore.chunk.chunk_shell import DataWriter
 from blockstore.codec.messages import DeleteFragment, Extent
-from blockstore.codec.run_file import encode_root
+from blockstore.codec.run_file import decode_entries, encode_root
 from blockstore.config import OPERATION_SECONDS
 from blockstore.errors import BlockStoreError, NotFound, StaleEpoch
 from blockstore.ids import ChunkId, DiskId
 from blockstore.runtime.interfaces import Answer
-from blockstore.volume.checkpoint import Checkpoints, Draft, Written, journal_from
+from blockstore.volume.block_shell import read_blocks
+from blockstore.volume.checkpoint import Checkpoints, Draft, Merged, Written, journal_from, written_run
+from blockstore.volume.compaction import Merge, n_to_merge
 from blockstore.volume.garbage import Garbage
 from blockstore.volume.owner import Owner
 from blockstore.volume.packing import Chosen, Item, Move, Stripe, items_of, plan, records_of
+from blockstore.volume.run_builder import RunBuilder
+from blockstore.volume.sorted_run import BlockRange, BlocksMissing, SortedRun
 from tests.simulation.cores.owner_record import seal_members, tell_disk
 from tests.simulation.cores.owner_takeover import Taken
 
@@ -34,10 +38,11 @@ class Background:
         self._checkpoints = Checkpoints(taken.root, taken.runs)
         caller, table = run.node.caller, run.node.table
         self._run_writer = DataWriter(caller, table, run.grant_run, run.rng)
+        self._merge_writer = DataWriter(caller, table, run.grant_run, run.rng)
         self._pack_writer = DataWriter(caller, table, run.grant_packed, run.rng)
         self._covered_bytes = 0
         self._garbage = Garbage()
-        self._is_writing = False
+        self._n_writing = 0
         self._packed: set[ChunkId] = set()  # with bytes to which nothing refers yet
 
     def _needed_chunks(self) -> frozenset[ChunkId]:
@@ -50,11 +55,12 @@ class Background:
         core, node = self._core, self._node
         while True:
             await node.sleep(self._settings.tidy_seconds)
-            while core.purge_some(2):
-                await node.sleep(0.001)
+            await self._purge()
             now = node.now()
             core.end_idle_grants(now)
-            core.drop_dead(self._needed_chunks(), now, runs_too=not self._is_writing)
+            core.drop_dead(
+                self._needed_chunks(), now, runs_too=not self._n_writing and not self._checkpoints.merged
+            )
             self._run.wake()
             for chunk, disks, length in core.take_ended():
                 seal_members(node, self._owned.record.epoch, chunk, disks, length)
@@ -63,6 +69,18 @@ class Background:
                 self._garbage.add(chunk, placement.disks)
             for disk, chunk in self._garbage.next(sorted(node.live_disks())):
                 self._delete(disk, chunk)
+
+    async def _purge(self) -> None:
+        while True:
+            try:
+                if not self._core.purge_some(2):
+                    return
+                await self._node.sleep(0.001)
+            except BlocksMissing as missing:
+                try:
+                    await self._run.fetch(missing)
+                except BlockStoreError:
+                    return
 
     def _delete(self, disk: DiskId, chunk: ChunkId) -> None:
         def on_answer(outcome: Answer | BlockStoreError) -> None:
@@ -81,14 +99,15 @@ class Background:
         while True:
             await node.sleep(settings.checkpoint_seconds)
             n_bytes = self._journal.written_bytes - self._covered_bytes
-            if n_bytes >= settings.checkpoint_bytes or (self._run.is_full and n_bytes):
-                self._is_writing = True
+            is_due = n_bytes >= settings.checkpoint_bytes or self._checkpoints.merged is not None
+            if is_due or (self._run.is_full and n_bytes):
+                self._n_writing += 1
                 try:
                     await self._write_checkpoint()
                 except BlockStoreError as error:
                     node.say("volume {}: checkpoint failed ({})", self._state.volume, type(error).__name__)
                 finally:
-                    self._is_writing = False
+                    self._n_writing -= 1
 
     async def _write_checkpoint(self) -> None:
         if self._core.applied_to is None:
@@ -96,19 +115,21 @@ class Background:
         chunk, offset = self._core.applied_to
         written_bytes = self._journal.written_bytes
         checkpoints, state = self._checkpoints, self._state
-        draft = checkpoints.begin(state, chunk, offset, small=4)
+        draft = checkpoints.begin(state, chunk, offset, self._settings.block_bytes)
         try:
-            runs = checkpoints.runs_with(draft, await self._write_run(draft))
-            root = checkpoints.root_of(draft, await self._write(checkpoints.encode_head(draft, runs)))
+            draft.on_written(await self._write_run(draft), state)
+            runs = checkpoints.runs_with(draft)
+            head = checkpoints.encode_head(draft, runs)
+            root = checkpoints.root_of(draft, await self._write(self._run_writer, head))
             self._node.world.on_moment("checkpoint", self._node)
             checkpoints.on_committing(root, runs)
             await self._owned.change(
                 root=encode_root(root), journal=lambda journal: journal_from(journal, chunk)
             )
         except BaseException:
-            checkpoints.on_failed(state, draft)
+            checkpoints.on_failed(state)
             raise
-        checkpoints.on_committed(root, runs)
+        checkpoints.on_committed(state, draft, root, runs)
         self._covered_bytes = written_bytes
         self._node.say(
             "volume {}: checkpoint at sequence {}, {} runs", state.volume, root.sequence, len(runs)
@@ -120,12 +141,63 @@ class Background:
             parts.append(block)
             if self._run.rng.random() < 0.3:
                 await self._node.sleep(0.001)  # others change the map meanwhile
-        data = b"".join(parts)
-        return await self._write(data) if data else Written((), {}, 0)
+        return await self._write_whole(self._run_writer, b"".join(parts))
 
-    async def _write(self, data: bytes) -> Written:
-        extents = await self._run_writer.write(data, self._node.now() + OPERATION_SECONDS)
+    async def _write_whole(self, writer: DataWriter, data: bytes) -> Written:
+        """A run. The witness sees what is in it."""
+        written = await self._write(writer, data) if data else Written((), {}, 0)
+        self._node.world.witness.run_bytes[written.extents] = data
+        return written
+
+    async def _write(self, writer: DataWriter, data: bytes) -> Written:
+        extents = await writer.write(data, self._node.now() + OPERATION_SECONDS)
         return Written(extents, self._state.chunks.placements_of(extents), len(data))
+
+    # --- merging
+
+    async def merge(self) -> None:
+        node, checkpoints = self._node, self._checkpoints
+        while True:
+            settings = self._settings
+            await node.sleep(settings.checkpoint_seconds)
+            n = n_to_merge(checkpoints.runs, settings.small_run_keys, settings.runs_per_size)
+            if not n or checkpoints.merged is not None:
+                continue
+            self._n_writing += 1
+            try:
+                inputs = self._state.map.runs[:n]
+                checkpoints.merged = await self._merge(inputs, with_oldest=n == len(checkpoints.runs))
+            except BlockStoreError as error:
+                node.say("volume {}: merging failed ({})", self._state.volume, type(error).__name__)
+            finally:
+                self._n_writing -= 1
+
+    async def _merge(self, inputs: tuple[SortedRun, ...], *, with_oldest: bool) -> Merged:
+        state, settings = self._state, self._settings
+        n_keys = sum(run.info.n_keys for run in inputs)
+        builder = RunBuilder(state.volume, inputs[0].info.sequence, n_keys, settings.block_bytes)
+        for run in inputs:
+            builder.note_chunks(run.chunks)
+        merge, parts = Merge(len(inputs), with_oldest=with_oldest), list[bytes]()
+        next_blocks = [0] * len(inputs)
+        while not merge.is_done:
+            while (source := merge.needs()) is not None:
+                run, first = inputs[source], next_blocks[source]
+                if first == run.n_blocks:
+                    merge.end(source)
+                    continue
+                deadline = self._node.now() + OPERATION_SECONDS
+                (data,) = await read_blocks(self._run.reader, [BlockRange(run, first, first + 1)], deadline)
+                next_blocks[source] += 1
+                (body,) = run.bodies(first, first + 1, memoryview(data))
+                merge.push(source, decode_entries(body))
+            parts.append(builder.add(merge.take()))
+        self._node.world.witness.n_merged += 1
+        if not builder.n_keys:
+            return Merged(inputs, None)
+        rest, index = builder.finish()
+        written = await self._write_whole(self._merge_writer, b"".join([*parts, rest]))
+        return Merged(inputs, written_run(state.volume, written, builder, index, state))
 
     # --- packing
 
@@ -148,7 +220,11 @@ class Background:
         start = b""
         n_moved = 0
         while True:
-            found, start = self._state.map.placed_in(chunks, start, 4)
+            try:
+                found, start = self._state.map.placed_in(chunks, start, 4)
+            except BlocksMissing as missing:
+                await self._run.fetch(missing)
+                continue
             stripes, alone = plan(items_of(found), self._run.policy.k)
             for stripe in stripes:
                 n_moved += await self._move_stripe(stripe)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from blockstore.chunk.chunk_shell import ChunkReader
 from blockstore.codec.journal_record import JournalRecord
 from blockstore.codec.messages import Fence
-from blockstore.codec.run_file import Result, Root, RunInfo, decode_blocks, decode_head, decode_root
+from blockstore.codec.run_file import Result, Root, RunInfo, decode_head, decode_root
 from blockstore.config import ATTEMPT_SECONDS, OPERATION_SECONDS
 from blockstore.errors import StaleEpoch
 from blockstore.ids import ChunkId, VolumeId
 from blockstore.runtime.interfaces import Answer
+from blockstore.volume.block_shell import fetch_blocks
 from blockstore.volume.record_shell import Deposed
+from blockstore.volume.sorted_run import BlockCache
 from blockstore.volume.state import VolumeState
 from blockstore.volume.takeover import (
     Fencing,
@@ -25,6 +27,8 @@ from blockstore.volume.takeover import (
     open_data,
     open_tail,
 )
+from blockstore.volume.takeover_shell import load_run
+from blockstore.volume.versioned_map import VersionedMap
 from tests.simulation.cores.owner_record import OwnedRecord, seal_members
 
 if TYPE_CHECKING:
@@ -38,8 +42,8 @@ GATHER_SECONDS = 0.2
 class WitnessedState(VolumeState):
     """What is applied, live and in replay, is told to the witness."""
 
-    def __init__(self, volume: VolumeId, witness: Witness) -> None:
-        super().__init__(volume)
+    def __init__(self, volume: VolumeId, witness: Witness, known_keys: int, cache_bytes: int) -> None:
+        super().__init__(volume, VersionedMap(known_keys, BlockCache(cache_bytes)))
         self._witness = witness
 
     def apply(self, record: JournalRecord, sequence: int, chunk: ChunkId, value_offset: int) -> Result:
@@ -71,7 +75,10 @@ class Takeover:
             await self._owned.change(journal=lambda _: journal)
             node.world.on_moment("recorded", node)
         self._seal_all(tail, ends)
-        state = WitnessedState(record.volume, node.world.witness)
+        settings = node.world.settings
+        state = WitnessedState(
+            record.volume, node.world.witness, settings.known_keys, settings.block_cache_bytes
+        )
         runs = () if root is None else await self._load(state, root)
         await self._replay(Replay(state, journal, root))
         to_seal = journal_ends(state, journal)
@@ -128,11 +135,8 @@ class Takeover:
         head = decode_head(
             state.volume, memoryview(await read(root.extents, root.placements, 0, root.size, deadline))
         )
-        for run in head.runs:
-            data = await read(run.extents, run.placements, 0, run.size, deadline)
-            for entries in decode_blocks(state.volume, memoryview(data)):
-                state.map.load(entries)
-        state.load_head(head)
+        runs = [await load_run(self._reader, state, run, deadline) for run in reversed(head.runs)]
+        state.load_head(head, runs)
         return head.runs
 
     async def _replay(self, replay: Replay) -> None:
@@ -141,8 +145,10 @@ class Takeover:
             data = await self._reader.read(
                 (wanted.extent,), wanted.placements, wanted.start, wanted.end, deadline
             )
-            for _ in replay.take(memoryview(data)):
-                pass
+            for missing in replay.take(memoryview(data)):
+                if missing is not None:
+                    deadline = self._node.now() + OPERATION_SECONDS
+                    await fetch_blocks(self._reader, missing.ranges, deadline)
 
     def _seal_all(self, sought: Mapping[ChunkId, Sought], ends: Mapping[ChunkId, int]) -> None:
         for chunk, one in sought.items():

@@ -46,6 +46,11 @@ class Settings:
     batch_bytes_max: int
     batches_in_flight: int
     cache_bytes: int
+    known_keys: int  # states kept in memory though runs have them
+    block_bytes: int
+    block_cache_bytes: int
+    small_run_keys: int
+    runs_per_size: int
     late_seconds: float
     idle_seconds: float
     tidy_seconds: float
@@ -103,6 +108,11 @@ def draw_settings(rng: random.Random) -> Settings:
         batch_bytes_max=choose((64, 512, 2_048)),
         batches_in_flight=choose((1, 2, 4)),
         cache_bytes=choose((0, 500, 100_000)),
+        known_keys=choose((0, 4, 1_000)),
+        block_bytes=choose((1, 300)),
+        block_cache_bytes=choose((5_000, 100_000)),
+        small_run_keys=choose((1, 3, 10)),
+        runs_per_size=choose((2, 2, 3)),
         late_seconds=choose((0.1, 0.3, 1.0)),
         idle_seconds=choose((0.3, 1.0, 120.0)),
         tidy_seconds=choose((0.05, 0.3, 2.0)),

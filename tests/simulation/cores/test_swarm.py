@@ -28,6 +28,8 @@ def test_timed_seeds() -> None:
     assert min(report.n_acknowledged for report in reports) >= ACKNOWLEDGED_MIN
     assert sum(report.n_replayed for report in reports) > 20 * N_TIMED, "hardly anything was ever replayed"
     assert sum(report.n_packed for report in reports) > N_TIMED, "hardly anything was ever packed"
+    assert sum(report.n_merged for report in reports) > N_TIMED, "hardly any runs were ever merged"
+    assert sum(report.n_blocks_fetched for report in reports) > N_TIMED, "hardly any block was ever missing"
     print(
         f"{len(reports):,} timed seeds: {sum(report.n_faults for report in reports):,} faults, "
         f"{sum(report.n_acknowledged for report in reports):,} operations acknowledged, "

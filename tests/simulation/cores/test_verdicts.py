@@ -9,6 +9,7 @@ import pytest
 
 from blockstore.errors import Corrupt
 from blockstore.ids import VolumeId
+from blockstore.volume.memtable import GONE
 from tests.simulation.cores import timed
 from tests.simulation.cores.history import Violation
 from tests.simulation.cores.node import Node
@@ -67,7 +68,7 @@ def test_a_value_that_is_gone_is_found_when_all_is_read_again() -> None:
     key = next(write.key for write in world.histories["v1"].writes if write.is_certain and write.value)
     newest = state.map.find(key, 0)
     assert newest is not None
-    state.map._remove(key)  # the owner's memory alone; the journal has it
+    state.map._set(key, GONE)  # the owner's memory alone; the journal has it
     recover(world, heap)
     with pytest.raises(Violation):
         world.check_history()

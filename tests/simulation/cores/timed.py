@@ -36,6 +36,8 @@ class Report:
     n_applied: int
     n_replayed: int
     n_packed: int
+    n_merged: int
+    n_blocks_fetched: int
     n_steps: int
     sim_seconds: float
     cpu_seconds: float
@@ -61,7 +63,7 @@ def run_timed(seed: int, trace: list[str] | None = None) -> Report:
     witness = world.witness
     return Report(
         seed, world.n_faults, world.n_acknowledged, witness.n_applied, witness.n_replayed,
-        witness.n_packed, heap.n_steps,
+        witness.n_packed, witness.n_merged, witness.n_blocks_fetched, heap.n_steps,
         heap.now, time.process_time() - started, faults.counts,
     )  # fmt: skip
 

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from blockstore.codec.journal_record import JournalRecord, MovedRecord
-from blockstore.codec.messages import Written
-from blockstore.codec.run_file import Result, decode_version
+from blockstore.codec.messages import Extent, Written
+from blockstore.codec.run_file import Result, decode_entries, decode_version
 from blockstore.ids import ChunkId, DiskId, RequestId, VolumeId
+from blockstore.volume.sorted_run import KeyState
 from blockstore.volume.state import VolumeState
+from blockstore.volume.versioned_map import VersionedMap
 from tests.simulation.cores.history import Violation
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ class Witness:
         self.n_applied = 0
         self.n_replayed = 0
         self.n_packed = 0
+        self.n_merged = 0
+        self.n_blocks_fetched = 0
+        self.run_bytes: dict[tuple[Extent, ...], bytes] = {}
+        """Of every run that was written, by its place."""
         self._claims: dict[tuple[VolumeId, int], str] = {}
         self._named: set[ChunkId] = set()
         self._applied: dict[VolumeId, list[tuple[JournalRecord, Result]]] = {}
@@ -103,13 +109,24 @@ class Witness:
 
     def on_dropped(self, state: VolumeState, chunk: ChunkId) -> None:
         """Its fragments are about to be deleted: nothing may refer to it."""
-        for key, newest in state.map._newest.items():
-            for packed in (newest, *state.map._older.get(key, ())):
+        for key, (newest, older) in self._states(state.map).items():
+            for packed in older if newest is None else (newest, *older):
                 version = decode_version(packed)
                 if any(extent.chunk == chunk for extent in version.extents):
                     raise Violation(
                         f"chunk {chunk} is deleted, and {key!r} at sequence {version.sequence} is in it"
                     )
+
+    def _states(self, keys: VersionedMap) -> dict[bytes, KeyState]:
+        """Of all keys, without asking any node for blocks."""
+        states: dict[bytes, KeyState] = {}
+        for run in reversed(keys.runs):
+            data = memoryview(self.run_bytes[run.info.extents])
+            for body in run.bodies(0, run.n_blocks, data[: run.info.index_at]):
+                states |= {key: (newest, older) for key, newest, older in decode_entries(body)}
+        for table in (keys._frozen, keys._recent):
+            states |= {} if table is None else table.states
+        return states
 
     # --- disks
 
