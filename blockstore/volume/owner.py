@@ -187,11 +187,12 @@ class Owner:
         avoid: Collection[DiskId],
         now: float,
         bytes_max: int = CHUNK_BYTES_MAX,
+        preferred: Collection[DiskId] = (),
     ) -> ChunkOpenedRecord:
         """The record that opens a chunk for the request's session. Raise QuorumLost or Busy."""
         if self.state.chunks.n_open(request.session) >= SESSION_CHUNKS_OPEN_MAX:
             raise Busy("the session has too many open chunks")
-        placement = self.places.choose(policy, groups, live, frozenset(), now, avoid)
+        placement = self.places.choose(policy, groups, live, preferred, now, avoid)
         capacity = min(self._chunk_bytes, bytes_max) // policy.k
         return ChunkOpenedRecord(request, settled, self.places.next_chunk(), placement, capacity, purpose)
 

@@ -123,7 +123,7 @@ class VolumeOwner:
         self._serving = False
         self._core: Owner | None = None
         self._garbage = Garbage()
-        self._blocks = BlockShell(world.reader, world.clock)
+        self._blocks = BlockShell(world)
 
     def _fork_rng(self) -> random.Random:
         return random.Random(self._world.rng.getrandbits(64))
@@ -401,7 +401,8 @@ class VolumeOwner:
         vital = purpose == RUN and self._journal.is_full
         avoided = world.suspect_disks().union(avoid, () if vital else world.full_disks())
         bytes_max = VITAL_CHUNK_BYTES if vital else CHUNK_BYTES_MAX
-        return owner.opening(policy, purpose, request, settled, groups, live, avoided, now, bytes_max)
+        near = world.own_disks() if purpose == RUN else frozenset[DiskId]()  # look-ups need its blocks
+        return owner.opening(policy, purpose, request, settled, groups, live, avoided, now, bytes_max, near)
 
     # --- background
 

@@ -1,15 +1,17 @@
 """`blockstore bench --objects N`: what becomes of the store when one bucket has very many objects.
 
-Puts N objects of 1 KiB, in no order of their names, and compares the rate of the first tenth with that of the
-last. Then the memory of the daemon that owns the bucket; then that daemon is killed and started again, and
-the time counts until a get is answered, by whoever owns the bucket by then: it has loaded the checkpoint and
-replayed the journal. At the end some objects are read back and compared.
+Puts N objects of 1 KiB, in no order of their names, and compares the rates of the first (FEW of them, or a
+tenth) and of the last tenth. After both: what random gets cost, a snapshot and its end, and listing a prefix
+of 1,000. Then the memory of the daemon that owns the bucket; then that daemon is killed and started again,
+and the time counts until a get is answered, by whoever owns the bucket by then: it has loaded the checkpoint
+and replayed the journal. At the end some objects are read back and compared.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import statistics
 import time
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,11 @@ from blockstore_cli.output import note
 
 OBJECT_BYTES = 1 * KiB
 PUTS_IN_FLIGHT = 64
+FEW = 100_000
 N_CHECKED = 1_000
+N_GETS = 1_000
+N_LISTED = 1_000
+LISTED = "listed/"
 ANSWER_SECONDS_MAX = 120.0
 TENTHS = 10
 
@@ -42,8 +48,21 @@ async def _measure(cluster: LocalCluster, n_objects: int) -> dict[str, Any]:
     content = os.urandom(MiB)
     async with aio.connect(cluster.location) as store:
         bucket = await store.create_bucket("objects", policy="replicated(3)")
-        rates = await _fill(bucket, n_objects, content)
-        await bucket.get(_name(0))
+
+        async def put_listed(number: int) -> None:
+            await bucket.put(f"{LISTED}{number:04}", b"")
+
+        await in_flight(range(N_LISTED), put_listed, PUTS_IN_FLIGHT)
+        n_few = min(FEW, max(1, n_objects // TENTHS))
+        rates = [await _fill(bucket, range(n_few), content)]
+        few = await _look(bucket, n_few)
+        for tenth in range(TENTHS):
+            numbers = range(
+                max(n_few, n_objects * tenth // TENTHS), max(n_few, n_objects * (tenth + 1) // TENTHS)
+            )
+            if numbers:
+                rates.append(await _fill(bucket, numbers, content))
+        many = await _look(bucket, n_objects)
         before = await bucket.facts()
         node = cluster.nodes[int(before["owner"]) - 1]
         rss_bytes = _rss_bytes(node.pid)
@@ -62,7 +81,10 @@ async def _measure(cluster: LocalCluster, n_objects: int) -> dict[str, Any]:
         "object_bytes": OBJECT_BYTES,
         "in_flight": PUTS_IN_FLIGHT,
         "nodes": len(cluster.nodes),
-        "puts_per_second_by_tenth": [round(rate, 1) for rate in rates],
+        "puts_per_second": [round(rate, 1) for rate in rates],
+        "few": n_few,
+        "at_few": few,
+        "at_all": many,
         "owner_rss_bytes": rss_bytes,
         "restart_to_first_answer_seconds": round(answered, 2),
         "owner_moved": after["owner"] != before["owner"],
@@ -71,20 +93,50 @@ async def _measure(cluster: LocalCluster, n_objects: int) -> dict[str, Any]:
     }
 
 
-async def _fill(bucket: aio.Bucket, n_objects: int, content: bytes) -> list[float]:
-    """Puts per second of each tenth."""
+async def _fill(bucket: aio.Bucket, numbers: range, content: bytes) -> float:
+    """Puts per second."""
 
     async def put(number: int) -> None:
         await bucket.put(_name(number), _value(number, content))
 
-    rates: list[float] = []
-    for tenth in range(TENTHS):
-        numbers = range(n_objects * tenth // TENTHS, n_objects * (tenth + 1) // TENTHS)
+    began = time.perf_counter()
+    await in_flight(numbers, put, PUTS_IN_FLIGHT)
+    rate = len(numbers) / (time.perf_counter() - began)
+    note(f"  {numbers.stop:,} objects: {rate:,.0f} puts/s")
+    return rate
+
+
+async def _look(bucket: aio.Bucket, n_objects: int) -> dict[str, float]:
+    """What some things cost now, in milliseconds: medians where many are done."""
+    rng = random.Random(n_objects)
+    gets: list[float] = []
+    for number in rng.choices(range(n_objects), k=N_GETS):
         began = time.perf_counter()
-        await in_flight(numbers, put, PUTS_IN_FLIGHT)
-        rates.append(len(numbers) / (time.perf_counter() - began))
-        note(f"  {numbers.stop:,} objects: {rates[-1]:,.0f} puts/s")
-    return rates
+        await bucket.get(_name(number))
+        gets.append(time.perf_counter() - began)
+
+    async def get(number: int) -> None:
+        await bucket.get(_name(number))
+
+    numbers = rng.choices(range(n_objects), k=N_GETS)
+    began = time.perf_counter()
+    await in_flight(numbers, get, PUTS_IN_FLIGHT)
+    together = time.perf_counter() - began
+    began = time.perf_counter()
+    await bucket.snapshot("looked")
+    taken = time.perf_counter()
+    await bucket.delete_snapshot("looked")
+    deleted = time.perf_counter()
+    n_listed = len([entry async for entry in bucket.list(LISTED)])
+    listed = time.perf_counter()
+    assert n_listed == N_LISTED, n_listed
+    return {
+        "get_ms": round(1_000 * statistics.median(gets), 3),
+        "get_among_many_ms": round(1_000 * together / N_GETS, 3),
+        "snapshot_ms": round(1_000 * (taken - began), 2),
+        "snapshot_delete_ms": round(1_000 * (deleted - taken), 2),
+        "list_ms": round(1_000 * (listed - deleted), 1),
+    }
 
 
 async def _check(bucket: aio.Bucket, n_objects: int, content: bytes) -> int:
@@ -111,12 +163,18 @@ def _rss_bytes(pid: int) -> int:
 
 
 def objects_text(facts: dict[str, Any]) -> str:
-    rates = facts["puts_per_second_by_tenth"]
+    rates, few, many = facts["puts_per_second"], facts["at_few"], facts["at_all"]
     return (
         f"{facts['objects']:,} objects of {facts['object_bytes']:,} bytes, {facts['nodes']} daemons, "
         f"{facts['in_flight']} puts in flight.\n"
-        f"Puts: {rates[0]:,.0f}/s in the first tenth, {rates[-1]:,.0f}/s in the last, "
+        f"Puts: {rates[0]:,.0f}/s up to {facts['few']:,} objects, {rates[-1]:,.0f}/s in the last tenth, "
         f"which is {rates[-1] / rates[0]:.0%} of it.\n"
+        f"A random get, one at a time: {few['get_ms']:.2f} ms then, {many['get_ms']:.2f} ms at the end "
+        f"({many['get_ms'] / few['get_ms']:.2f} times); {facts['in_flight']} in flight: "
+        f"{1_000 / few['get_among_many_ms']:,.0f}/s, {1_000 / many['get_among_many_ms']:,.0f}/s.\n"
+        f"A snapshot: {few['snapshot_ms']:.1f} ms, {many['snapshot_ms']:.1f} ms; deleting it: "
+        f"{few['snapshot_delete_ms']:.1f} ms, {many['snapshot_delete_ms']:.1f} ms.\n"
+        f"Listing a prefix of {N_LISTED:,}: {few['list_ms']:.0f} ms, {many['list_ms']:.0f} ms.\n"
         f"The owner's memory: {facts['owner_rss_bytes'] / MiB:,.0f} MiB.\n"
         f"Its daemon killed and started again: a get was answered after "
         f"{facts['restart_to_first_answer_seconds']:.1f} s, "

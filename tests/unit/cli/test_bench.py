@@ -73,16 +73,21 @@ def test_the_raw_disk_is_measured_and_cleans_up(tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_very_many_objects_do_is_told_in_sentences() -> None:
+    cost = {
+        "get_ms": 0.5, "get_among_many_ms": 0.1, "snapshot_ms": 2.0, "snapshot_delete_ms": 3.0, "list_ms": 9.0
+    }  # fmt: skip
     told = objects_text(
         {
             "objects": 1_000_000, "object_bytes": 1_024, "in_flight": 64, "nodes": 6,
-            "puts_per_second_by_tenth": [2_000.0] * 9 + [1_500.0], "owner_rss_bytes": 300 * MiB,
+            "puts_per_second": [2_000.0] * 9 + [1_500.0], "few": 100_000, "at_few": cost, "at_all": cost,
+            "owner_rss_bytes": 300 * MiB,
             "restart_to_first_answer_seconds": 2.5, "owner_moved": True, "keys_after_restart": 1_000_000,
             "wrong": 0,
         }
     )  # fmt: skip
     assert "1,000,000 objects of 1,024 bytes" in told
-    assert "2,000/s in the first tenth, 1,500/s in the last, which is 75% of it" in told
+    assert "2,000/s up to 100,000 objects, 1,500/s in the last tenth, which is 75% of it" in told
+    assert "0.50 ms then, 0.50 ms at the end (1.00 times); 64 in flight: 10,000/s" in told
     assert "300 MiB" in told
     assert "after 2.5 s, by another node" in told
 
