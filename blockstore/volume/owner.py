@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 from blockstore.codec.journal_record import (
     HEADER_BYTES,
+    BatchRecord,
     ChunkDroppedRecord,
     ChunkOpenedRecord,
     ChunkSealedRecord,
     EpochRecord,
     JournalRecord,
+    PutRecord,
     inline_sizes,
 )
 from blockstore.codec.run_file import Result
@@ -76,6 +78,8 @@ class Owner:
         self._ending: set[ChunkId] = set()  # their ends are on their way through the journal
         self._dropping: set[ChunkId] = set()  # and the ends of these
         self._ended: list[Ended] = []
+        self.put_bytes = self.placed_bytes = 0
+        """Of values put since this owner began; and of these, what clients wrote into chunks themselves."""
         self._keys: dict[RequestId, Collection[bytes]] = {}  # pinned in the map
         self._purge_from: bytes | None = None
         journal.add(EpochRecord(epoch, wall), None, None)
@@ -129,6 +133,11 @@ class Owner:
                 start = at - HEADER_BYTES
                 keep(chunk, offset + at, batch.body[start : start + size])
                 at += size
+            if isinstance(record, PutRecord):
+                self.put_bytes += record.size
+                self.placed_bytes += 0 if record.inline else record.size
+            elif isinstance(record, BatchRecord):
+                self.put_bytes += sum(change.size for change in record.changes)
             if isinstance(token, RequestId):
                 self._unpin(token)
                 self._forget_in_flight(token.session)

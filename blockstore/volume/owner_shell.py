@@ -73,6 +73,7 @@ from blockstore.volume.block_shell import BlockShell, fetch_blocks
 from blockstore.volume.checkpoint_shell import Checkpointer
 from blockstore.volume.chunk_places import ChunkPlaces
 from blockstore.volume.chunk_table import DATA, PACKED, RUN
+from blockstore.volume.facts import amplification, state_facts
 from blockstore.volume.garbage import Garbage
 from blockstore.volume.history import key_history, list_changes
 from blockstore.volume.journal import Journal
@@ -534,29 +535,27 @@ class VolumeOwner:
         return self._state.chunks.under_protected() if self._serving else (0, 0)
 
     def facts(self) -> dict[str, int | float | str]:
-        state, core = self._state, self._journal.core
         return {
-            "keys": state.map.n_live,
-            "sequence": state.sequence,
+            "keys": self._state.map.n_live,
+            "sequence": self._state.sequence,
             "epoch": self.record.epoch,
             "owner": self._world.me,
             "policy": self.record.policy,
-            "snapshots": len(state.snapshots),
-            "sessions": len(state.sessions),
-            "journal_written_bytes": core.written_bytes,
-            "journal_waiting_bytes": core.waiting_bytes,
-            "packed_bytes": self._packer.moved_bytes,
-            "map_runs": len(state.map.runs),
-            "map_keys_in_runs": sum(run.info.n_keys for run in state.map.runs),
-            "map_written_bytes": self._checkpointer.written_bytes,
-            "map_blocks_fetched": self._blocks.n_fetched,
-            "map_keys_merged": self._checkpointer.merging[0],
-            "map_keys_to_merge": self._checkpointer.merging[1],
+            "journal_waiting_bytes": self._journal.core.waiting_bytes,
             "cache_bytes": self._cache.size,
             "cache_hits": self._cache.hits,
             "cache_misses": self._cache.misses,
-            "chunks_under_protected": state.chunks.under_protected()[0],
-            **state.chunks.totals(),
+            "map_blocks_fetched": self._blocks.n_fetched,
+            "map_keys_merged": self._checkpointer.merging[0],
+            "map_keys_to_merge": self._checkpointer.merging[1],
+            **state_facts(self._state),
+            **amplification(
+                self._policy,
+                self._owner,
+                self._state,
+                self._checkpointer.written_bytes,
+                self._packer.moved_bytes,
+            ),
         }
 
 

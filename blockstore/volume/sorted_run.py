@@ -41,7 +41,7 @@ CACHE_BYTES_MAX = 64 * 1024 * 1024
 """Of blocks; of each volume that is owned."""
 
 PASSED_OVER = 1_000
-"""Blocks passed over before whoever reads is told how far it got."""
+"""Blocks passed over before whoever reads is told how far it got: some 0.2 ms."""
 
 _key = itemgetter(0)
 
@@ -131,11 +131,12 @@ class SortedRun:
     # --- keys in order
 
     def missing_at(self, start: bytes, passes: Passes | None = None) -> BlockRange | None:
-        """What `entries_from` would miss at once."""
+        """What `entries_from` would miss, if it does not have to pass over many blocks before."""
         block = max(0, bisect_right(self._first_keys, start) - 1)
-        while block < self.n_blocks and passes is not None and passes(self, block):
+        past = min(self.n_blocks, block + PASSED_OVER)
+        while block < past and passes is not None and passes(self, block):
             block += 1
-        if block == self.n_blocks or self._cache.find(self.serial, block) is not None:
+        if block == past or self._cache.find(self.serial, block) is not None:
             return None
         return self._ahead(block)
 

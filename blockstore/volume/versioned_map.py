@@ -33,7 +33,15 @@ from blockstore.config import FRAME_HEADER_BYTES_MAX
 from blockstore.ids import ChunkId
 from blockstore.volume.key_filter import hash_of
 from blockstore.volume.memtable import GONE, Memtable
-from blockstore.volume.sorted_run import BlockCache, BlockRange, BlocksMissing, KeyState, Passes, SortedRun
+from blockstore.volume.sorted_run import (
+    PASSED_OVER,
+    BlockCache,
+    BlockRange,
+    BlocksMissing,
+    KeyState,
+    Passes,
+    SortedRun,
+)
 
 PAGE_BYTES_MAX = FRAME_HEADER_BYTES_MAX // 2
 """Of keys and metadata in one page: 1,000 keys with 8 KiB of metadata each are eight frames' worth."""
@@ -46,6 +54,9 @@ CHANGES_EXAMINED_MAX = 40_000
 
 CHANGED_WEIGHT = 20
 """Keys that did not change cost as much as one that may have: its versions are decoded."""
+
+PASSED_WEIGHT = 200
+"""So many keys cost as much as PASSED_OVER blocks that are passed over."""
 
 KNOWN_KEYS_MAX = 250_000
 """States kept in memory though the runs have them: some 100 MB. Smaller maps never read a block for a key."""
@@ -215,8 +226,11 @@ class VersionedMap:
                 break
             if n_examined > CHANGES_EXAMINED_MAX:
                 return changes, key
+            if state is None:
+                n_examined += PASSED_OVER
+                continue
             n_examined += 1
-            if state is None or state[0] is None or state[0] < bound:
+            if state[0] is None or state[0] < bound:
                 continue
             old, new = _visible(state, since), _visible(state, until)
             n_examined += CHANGED_WEIGHT
@@ -254,11 +268,11 @@ class VersionedMap:
         """Of up to `n_keys` keys from `start` on those that have, or lately had, older versions; and where
         the rest starts, empty when there is none. BlocksMissing."""
         keys: list[bytes] = []
-        for n_seen, (key, state) in enumerate(
-            self._seen_from(start, self._runs, lambda run, block: not run.has_history(block))
-        ):
-            if n_seen == n_keys:
+        n_seen = 0
+        for key, state in self._seen_from(start, self._runs, lambda run, block: not run.has_history(block)):
+            if n_seen >= n_keys:
                 return keys, key
+            n_seen += 1 if state is not None else PASSED_WEIGHT
             if state is not None and state[1]:
                 keys.append(key)
         return keys, b""
