@@ -128,6 +128,7 @@ class PageCursor:
         self._prefix = prefix_key(prefix)
         self._delimiter = prefix_key(delimiter or "")
         self._at = at
+        self._view = 0  # the sequence that the first page showed
         self._after: bytes = b""
         self._start: bytes = b""
         self._more = True
@@ -135,8 +136,16 @@ class PageCursor:
     async def fetch(self, session: VolumeSession, timeout: float) -> list[ObjectInfo | CommonPrefix]:
         """The next page; empty at the end."""
         while self._more:
-            op = ListKeys(self._prefix, self._after, self._delimiter, PAGE_KEYS, self._at, self._start)
-            page = await session.ask(op, KeyPage, timeout)
+            at = self._at or self._view
+            op = ListKeys(self._prefix, self._after, self._delimiter, PAGE_KEYS, at, self._start)
+            try:
+                page = await session.ask(op, KeyPage, timeout)
+            except NotFound:
+                if not self._view:
+                    raise
+                self._view = 0  # its owner is gone, or waited too long: the rest is as of now
+                continue
+            self._view = 0 if self._at else page.at
             if page.more and not page.entries and page.next <= self._start:
                 raise ProtocolViolation("the owner answered with an empty page and says that more follows")
             self._more, self._start = page.more, page.next

@@ -34,7 +34,6 @@ from blockstore.codec.messages import (
     Grant,
     Granted,
     KeyHistory,
-    KeyPage,
     ListChanges,
     ListKeys,
     Lookup,
@@ -78,12 +77,13 @@ from blockstore.volume.garbage import Garbage
 from blockstore.volume.history import key_history, list_changes
 from blockstore.volume.journal import Journal
 from blockstore.volume.journal_shell import JournalShell, is_full
+from blockstore.volume.listing import list_keys
 from blockstore.volume.owner import OnResult, Owner
 from blockstore.volume.packing import choose_chunks
 from blockstore.volume.packing_shell import Packer
 from blockstore.volume.read_shell import ReadShell
 from blockstore.volume.record_shell import Deposed, RecordShell
-from blockstore.volume.requests import WRITES, check_read, to_record
+from blockstore.volume.requests import WRITES, to_record
 from blockstore.volume.sorted_run import BlocksMissing
 from blockstore.volume.takeover_shell import seal_members, take_over
 from blockstore.volume.value_cache import ValueCache
@@ -254,10 +254,7 @@ class VolumeOwner:
         elif isinstance(op, LookupMany):
             self._reads.lookup_many(call, op)
         elif isinstance(op, ListKeys):
-            check_read(op, self._state)
-            page = self._state.map.page
-            entries, rest = page(op.prefix, op.after, op.delimiter, op.limit, op.at, op.start)
-            call.answer(KeyPage(tuple(entries), bool(rest), op.at, rest))
+            call.answer(list_keys(op, self._state, self._world.clock.now()))
         elif isinstance(op, SnapshotList):
             call.answer(SnapshotRecords(tuple(self._state.snapshots.values())))
         elif isinstance(op, ListChanges):
@@ -485,6 +482,7 @@ class VolumeOwner:
         owner, checkpointer, now = self._owner, self._checkpointer, self._world.clock.now()
         await self._purge()
         owner.end_idle_grants(now)
+        self._state.end_views(now)
         owner.drop_dead(self._needed_chunks(), now, runs_too=not checkpointer.is_writing)
         self._journal.wake()
         for chunk, disks, length in owner.take_ended():

@@ -54,6 +54,9 @@ from blockstore.volume.sessions import Sessions
 from blockstore.volume.sorted_run import SortedRun
 from blockstore.volume.versioned_map import Freed, VersionedMap, are_alike
 
+VIEWS_MAX = 64
+"""Listings of many pages that go on at once and stay consistent."""
+
 SNAPSHOTS_MAX = 3_000
 """They are listed in one answer, which must fit a frame's header."""
 
@@ -69,18 +72,46 @@ class VolumeState:
         self.snapshots: dict[str, SnapshotAnswer] = {}
         self.sessions = Sessions()
         self.chunks = ChunkTable()
-        self.newest_snapshot = 0
+        self.newest_seen = 0
         self._retained: frozenset[int] = frozenset()  # sequences of the snapshots
+        self._views: dict[int, float] = {}  # sequences that a listing goes through, and until when
         self.history_to_purge = False  # a snapshot was deleted: versions that it alone saw are still there
 
     # --- reading
 
-    def snapshot_sequences(self) -> list[int]:
-        return sorted(snapshot.sequence for snapshot in self.snapshots.values())
+    def seen_sequences(self) -> list[int]:
+        """Those besides the head at which somebody may read."""
+        return sorted(self._retained.union(self._views))
 
     def retains(self, at: int) -> bool:
-        """Whether the state as of sequence `at` can be read: the head, or a snapshot."""
-        return at == 0 or at in self._retained
+        """Whether the state as of sequence `at` can be read: the head, a snapshot or a view."""
+        return at == 0 or at in self._retained or at in self._views
+
+    # --- views: what keeps a listing of many pages consistent. They live in the owner's memory alone: what
+    # they retain is nothing that replay must find again.
+
+    def open_view(self, until: float) -> int:
+        """The state as of now stays readable until then; return its sequence. The oldest of too many ends."""
+        if self.sequence not in self._views and len(self._views) == VIEWS_MAX:
+            self._end_view(min(self._views, key=self._views.__getitem__))
+        self._views[self.sequence] = until
+        self._note_snapshots()
+        return self.sequence
+
+    def prolong_view(self, at: int, until: float) -> None:
+        """Nothing happens when there is none."""
+        if at in self._views:
+            self._views[at] = until
+
+    def end_views(self, now: float) -> None:
+        """Those that nobody has used for long."""
+        for at in [at for at, until in self._views.items() if until <= now]:
+            self._end_view(at)
+
+    def _end_view(self, at: int) -> None:
+        del self._views[at]
+        self._note_snapshots()
+        self.history_to_purge = True
 
     # --- changing
 
@@ -165,7 +196,7 @@ class VolumeState:
             raise StaleEpoch(self.volume, min(extent.chunk.epoch for extent in extents), self.epoch)
         self.chunks.add_live(extents)
         version = StoredVersion(sequence, record.meta, record.size, record.crc, extents)
-        self._give_back(self.map.put(record.key, version, self.newest_snapshot))
+        self._give_back(self.map.put(record.key, version, self.newest_seen))
         return Written(sequence)
 
     def _batch(self, record: BatchRecord, sequence: int, chunk: ChunkId, value_offset: int) -> Written:
@@ -180,14 +211,14 @@ class VolumeState:
                 value_offset += change.size
             self.chunks.add_live(extents)
             version = StoredVersion(sequence, change.meta, change.size, change.crc, extents)
-            self._give_back(self.map.put(change.key, version, self.newest_snapshot))
+            self._give_back(self.map.put(change.key, version, self.newest_seen))
         return Written(sequence)
 
     def _delete(self, record: DeleteRecord, sequence: int) -> Written:
         self._check_expected(record.key, record.expected)
         if self.map.find(record.key) is None:
             raise _no_object(record.key)
-        self._give_back(self.map.put(record.key, StoredVersion(sequence, None), self.newest_snapshot))
+        self._give_back(self.map.put(record.key, StoredVersion(sequence, None), self.newest_seen))
         return Written(sequence)
 
     def _move(self, record: MovedRecord) -> None:
@@ -211,7 +242,7 @@ class VolumeState:
             else:
                 self.chunks.add_live(then.extents)
                 version = StoredVersion(sequence, then.meta, then.size, then.crc, then.extents)
-            self._give_back(self.map.put(target, version, self.newest_snapshot))
+            self._give_back(self.map.put(target, version, self.newest_seen))
         return Written(sequence)
 
     def _check_expected(self, key: bytes, expected: int) -> None:
@@ -235,7 +266,7 @@ class VolumeState:
 
     def _note_snapshots(self) -> None:
         self._retained = frozenset(snapshot.sequence for snapshot in self.snapshots.values())
-        self.newest_snapshot = max(self._retained, default=0)
+        self.newest_seen = max(self._retained.union(self._views), default=0)
 
     def purge_some(self, start: bytes, n_keys: int) -> bytes:
         """Drop what no snapshot sees, of so many keys from `start` on; return where the rest starts, b"" when
@@ -245,7 +276,7 @@ class VolumeState:
         return rest
 
     def purge(self, keys: Sequence[bytes]) -> None:
-        self._give_back(self.map.purge(keys, self.snapshot_sequences()))
+        self._give_back(self.map.purge(keys, self.seen_sequences()))
 
     def _give_back(self, freed: Freed) -> None:
         for version in freed:

@@ -207,6 +207,23 @@ async def test_listing_by_pages_and_folders(bucket: aio.Bucket) -> None:
     ]
 
 
+async def test_a_listing_of_many_pages_shows_what_was_there_when_it_began(bucket: aio.Bucket) -> None:
+    names = [f"{index:04}" for index in range(2_500)]
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(bucket.put, name, b"1")
+    seen = list[tuple[str, int]]()
+    async for entry in bucket.list():
+        if not seen:  # the first page is here, no other
+            await bucket.delete("1500")
+            await bucket.put("2000", b"22")
+            await bucket.put("1500+", b"")
+        assert isinstance(entry, blockstore.ObjectInfo)
+        seen.append((entry.name, entry.size))
+    assert seen == [(name, 1) for name in names]
+    assert "1500" not in [entry.name async for entry in bucket.list("15")]
+
+
 async def test_full_metadata_and_long_names_fit_in_many_answers(bucket: aio.Bucket) -> None:
     names = [f"{index:03}" + "n" * 1_000 for index in range(200)]
     async with trio.open_nursery() as nursery:

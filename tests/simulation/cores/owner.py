@@ -23,7 +23,6 @@ from blockstore.codec.messages import (
     Failed,
     Grant,
     Granted,
-    KeyPage,
     ListKeys,
     Lookup,
     LookupMany,
@@ -42,10 +41,11 @@ from blockstore.volume.chunk_places import ChunkPlaces
 from blockstore.volume.chunk_table import DATA, PACKED, RUN
 from blockstore.volume.journal import Append, Committed, Journal, Phase
 from blockstore.volume.journal_shell import NOT_THE_DISKS_FAULT, is_full
+from blockstore.volume.listing import list_keys
 from blockstore.volume.owner import Owner
 from blockstore.volume.read_shell import ReadShell
 from blockstore.volume.record_shell import Deposed
-from blockstore.volume.requests import WRITES, check_read, to_record
+from blockstore.volume.requests import WRITES, to_record
 from blockstore.volume.sorted_run import BlocksMissing
 from blockstore.volume.state import VolumeState
 from blockstore.volume.value_cache import ValueCache
@@ -392,10 +392,7 @@ class OwnerRun:
         elif isinstance(op, LookupMany):
             self._reads.lookup_many(call, op)
         elif isinstance(op, ListKeys):
-            check_read(op, self.state)
-            page = self.state.map.page
-            entries, rest = page(op.prefix, op.after, op.delimiter, op.limit, op.at, op.start)
-            call.answer(KeyPage(tuple(entries), bool(rest), op.at, rest))
+            call.answer(list_keys(op, self.state, self.node.now()))
         else:
             assert isinstance(op, SnapshotList)
             call.answer(SnapshotRecords(tuple(self.state.snapshots.values())))

@@ -58,6 +58,7 @@ class Background:
             await self._purge()
             now = node.now()
             core.end_idle_grants(now)
+            self._state.end_views(now)
             core.drop_dead(
                 self._needed_chunks(), now, runs_too=not self._n_writing and not self._checkpoints.merged
             )
