@@ -6,19 +6,21 @@ for together, one message for each node. A round that fails fails those who wait
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import trio
 
 from blockstore.chunk.read_shell import ChunkReader
 from blockstore.config import OPERATION_SECONDS
 from blockstore.errors import BlockStoreError
-from blockstore.ids import ChunkId, DiskId
-from blockstore.volume.sorted_run import BlockRange, BlocksMissing
+from blockstore.runtime.interfaces import Clock
+from blockstore.volume.sorted_run import BlockCache, BlockRange, BlocksMissing, Held
 from blockstore.volume.world import World
 
 OnThere = Callable[[BlockStoreError | None], None]
-Waiting = tuple[Sequence[BlockRange], OnThere]
+T = TypeVar("T")
 
 
 async def read_blocks(reader: ChunkReader, ranges: Sequence[BlockRange], deadline: float) -> list[bytes]:
@@ -30,10 +32,30 @@ async def read_blocks(reader: ChunkReader, ranges: Sequence[BlockRange], deadlin
     return await reader.read_many(wants, deadline)
 
 
-async def fetch_blocks(reader: ChunkReader, ranges: Sequence[BlockRange], deadline: float) -> None:
+async def fetch_blocks(reader: ChunkReader, ranges: Sequence[BlockRange], deadline: float) -> Held:
     """Into the cache with them."""
+    held: Held = {}
     for (run, first, last), data in zip(ranges, await read_blocks(reader, ranges, deadline), strict=True):
-        run.keep(first, last, memoryview(data))
+        held |= run.keep(first, last, memoryview(data))
+    return held
+
+
+async def with_blocks(reader: ChunkReader, clock: Clock, cache: BlockCache, work: Callable[[], T]) -> T:
+    """The result of `work`, with the blocks that it misses."""
+    held: Held = {}
+    while True:
+        try:
+            with cache.holding(held):
+                return work()
+        except BlocksMissing as missing:
+            held |= await fetch_blocks(reader, missing.ranges, clock.now() + OPERATION_SECONDS)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    ranges: Sequence[BlockRange]
+    held: Held
+    on_there: OnThere
 
 
 class BlockShell:
@@ -41,52 +63,33 @@ class BlockShell:
         self.n_fetched = 0
         self._world = world
         self._own_disks = world.own_disks()
-        self._waiting: list[Waiting] = []
-        self._under_way: list[Waiting] = []
+        self._waiting: list[_Waiting] = []
+        self._under_way: list[_Waiting] = []
         self._due = trio.Event()
 
-    def when_there(self, missing: BlocksMissing, on_there: OnThere) -> None:
-        """Called once, perhaps at once: with None when the blocks are there; or why they are not."""
-        ranges = missing.ranges
-        self.n_fetched += sum(last - first for _, first, last in ranges)
-        near = [self._near(one) for one in ranges]
-        if None in near:
-            self._fetch(ranges, on_there)
-            return
-        n_left, far = len(ranges), list[BlockRange]()
+    def bring(self, missing: BlocksMissing, held: Held, on_there: OnThere) -> bool:
+        """Into `held` with them. True when they are there at once; else `on_there` is called, later, with
+        None or with why they are not."""
+        self.n_fetched += sum(last - first for _, first, last in missing.ranges)
+        nearby = _Nearby(self, missing.ranges, held, on_there)
+        return nearby.begin()
 
-        def on_read(one: BlockRange, outcome: bytes | BlockStoreError) -> None:
-            nonlocal n_left
-            n_left -= 1
-            try:
-                if isinstance(outcome, BlockStoreError):
-                    raise outcome
-                one.run.keep(one.first, one.last, memoryview(outcome))
-            except BlockStoreError:
-                far.append(one)  # damaged here: another member has it
-            if n_left:
-                return
-            if far:
-                self._fetch(far, on_there)
-            else:
-                on_there(None)
-
-        for one, place in zip(ranges, near, strict=True):
-            assert place is not None
-            self._world.local.read(*place, partial(on_read, one))
-
-    def _near(self, one: BlockRange) -> tuple[DiskId, ChunkId, int, int] | None:
-        """Where on a disk of this node the blocks are: disk, chunk, offset, length."""
+    def read_near(self, one: BlockRange, on_done: Callable[[bytes | BlockStoreError], None]) -> bool:
+        """From a disk of this node, if it has the blocks."""
         extents, start, end = one.run.extents_of(one.first, one.last)
         extent = extents[0]
         placement = one.run.info.placements[extent.chunk]
         if len(extents) > 1 or placement.k > 1:
-            return None
+            return False
         disk = next((disk for disk in placement.disks if disk in self._own_disks), None)
-        return None if disk is None else (disk, extent.chunk, extent.offset + start, end - start)
+        if disk is None:
+            return False
+        self._world.local.read(disk, extent.chunk, extent.offset + start, end - start, on_done)
+        return True
 
-    def _fetch(self, ranges: Sequence[BlockRange], on_there: OnThere) -> None:
-        self._waiting.append((ranges, on_there))
+    def fetch(self, ranges: Sequence[BlockRange], held: Held, on_there: OnThere) -> None:
+        """From other nodes."""
+        self._waiting.append(_Waiting(ranges, held, on_there))
         self._due.set()
 
     async def run(self) -> None:
@@ -94,18 +97,66 @@ class BlockShell:
             await self._due.wait()
             self._due = trio.Event()
             self._under_way, self._waiting = self._waiting, []
-            ranges = list(dict.fromkeys(one for wanted, _ in self._under_way for one in wanted))
+            ranges = list(dict.fromkeys(one for waiting in self._under_way for one in waiting.ranges))
             why: BlockStoreError | None = None
+            bodies: Held = {}
             try:
                 deadline = self._world.clock.now() + OPERATION_SECONDS
-                await fetch_blocks(self._world.reader, ranges, deadline)
+                bodies = await fetch_blocks(self._world.reader, ranges, deadline)
             except BlockStoreError as error:
                 why = error
             brought, self._under_way = self._under_way, []
-            for _, on_there in brought:
-                on_there(why)
+            for waiting in brought:
+                if why is None:
+                    for run, first, last in waiting.ranges:
+                        waiting.held.update(
+                            ((run.serial, block), bodies[run.serial, block]) for block in range(first, last)
+                        )
+                waiting.on_there(why)
 
     def give_up(self) -> list[OnThere]:
         """The owner has fallen: who still waits for other nodes."""
-        waiting, self._under_way, self._waiting = self._under_way + self._waiting, [], []
-        return [on_there for _, on_there in waiting]
+        given_up, self._under_way, self._waiting = self._under_way + self._waiting, [], []
+        return [waiting.on_there for waiting in given_up]
+
+
+class _Nearby:
+    """Reads of this node's disks for one who waits; what they do not give is fetched from other nodes."""
+
+    __slots__ = ("_far", "_held", "_is_begun", "_n_left", "_on_there", "_ranges", "_shell")
+
+    def __init__(
+        self, shell: BlockShell, ranges: Sequence[BlockRange], held: Held, on_there: OnThere
+    ) -> None:
+        self._shell, self._ranges, self._held, self._on_there = shell, ranges, held, on_there
+        self._far: list[BlockRange] = []
+        self._n_left = len(ranges)
+        self._is_begun = False
+
+    def begin(self) -> bool:
+        for one in self._ranges:
+            if not self._shell.read_near(one, partial(self._on_read, one)):
+                self._far.append(one)
+                self._n_left -= 1
+        self._is_begun = True
+        if self._n_left:
+            return False
+        if self._far:
+            self._shell.fetch(self._far, self._held, self._on_there)
+            return False
+        return True
+
+    def _on_read(self, one: BlockRange, outcome: bytes | BlockStoreError) -> None:
+        self._n_left -= 1
+        try:
+            if isinstance(outcome, BlockStoreError):
+                raise outcome
+            self._held |= one.run.keep(one.first, one.last, memoryview(outcome))
+        except BlockStoreError:
+            self._far.append(one)  # damaged here: another member has it
+        if self._n_left or not self._is_begun:
+            return
+        if self._far:
+            self._shell.fetch(self._far, self._held, self._on_there)
+        else:
+            self._on_there(None)

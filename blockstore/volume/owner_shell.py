@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -49,7 +51,6 @@ from blockstore.config import (
     CHECKPOINT_JOURNAL_BYTES,
     CHECKPOINT_JOURNAL_RECORDS,
     CHUNK_BYTES_MAX,
-    OPERATION_SECONDS,
     OWNER_QUEUE_BYTES_MAX,
     VALUE_CACHE_BYTES,
     VITAL_CHUNK_BYTES,
@@ -68,7 +69,7 @@ from blockstore.ids import ChunkId, DiskId, RequestId, SessionId
 from blockstore.placement.policy import Policy
 from blockstore.runtime.interfaces import Answer, IncomingCall
 from blockstore.runtime.roles import check_role
-from blockstore.volume.block_shell import BlockShell, fetch_blocks
+from blockstore.volume.block_shell import BlockShell, with_blocks
 from blockstore.volume.checkpoint_shell import Checkpointer
 from blockstore.volume.chunk_places import ChunkPlaces
 from blockstore.volume.chunk_table import DATA, PACKED, RUN
@@ -84,12 +85,13 @@ from blockstore.volume.packing_shell import Packer
 from blockstore.volume.read_shell import ReadShell
 from blockstore.volume.record_shell import Deposed, RecordShell
 from blockstore.volume.requests import WRITES, to_record
-from blockstore.volume.sorted_run import BlocksMissing
+from blockstore.volume.sorted_run import BlocksMissing, Held
 from blockstore.volume.takeover_shell import seal_members, take_over
 from blockstore.volume.value_cache import ValueCache
 from blockstore.volume.world import World
 
 log = logging.getLogger("blockstore.volume")
+T = TypeVar("T")
 
 WAITING_CALLS_MAX = 2_000
 """Calls that wait for the takeover to end; a second's worth of many clients."""
@@ -229,24 +231,28 @@ class VolumeOwner:
             check_role(call.peer, type(op).__name__, WRITERS)
             self._grant(call, message, op)
             return
-        self._read(call, op)
+        self._read(call, op, {})
 
-    def _read(self, call: IncomingCall, op: object) -> None:
+    def _read(self, call: IncomingCall, op: object, held: Held) -> None:
         """Answer; and when blocks of the map are missing, as soon as they are there."""
+
+        def again(why: BlockStoreError | None) -> None:
+            try:
+                if why is not None:
+                    raise why
+                self._read(call, op, held)
+            except BlockStoreError as error:
+                call.fail(error)
+
         self._check_lease()
-        try:
-            self._answer_read(call, op)
-        except BlocksMissing as missing:
-
-            def again(why: BlockStoreError | None) -> None:
-                try:
-                    if why is not None:
-                        raise why
-                    self._read(call, op)
-                except BlockStoreError as error:
-                    call.fail(error)
-
-            self._blocks.when_there(missing, again)
+        while True:
+            try:
+                with self._state.map.cache.holding(held):
+                    self._answer_read(call, op)
+                return
+            except BlocksMissing as missing:
+                if not self._blocks.bring(missing, held, again):
+                    return
 
     def _answer_read(self, call: IncomingCall, op: object) -> None:
         if isinstance(op, Lookup):
@@ -302,23 +308,28 @@ class VolumeOwner:
         self, request: RequestId, record: JournalRecord, value: memoryview | None, on_result: OnResult
     ) -> None:
         self._owner.expect(request, on_result)
-        self._submit_expected(request, record, value)
+        self._submit_expected(request, record, value, {})
 
-    def _submit_expected(self, request: RequestId, record: JournalRecord, value: memoryview | None) -> None:
+    def _submit_expected(
+        self, request: RequestId, record: JournalRecord, value: memoryview | None, held: Held
+    ) -> None:
         owner = self._owner
-        try:
-            owner.submit(request, record, value)
-        except BlocksMissing as missing:
 
-            def again(why: BlockStoreError | None) -> None:
-                if why is None:
-                    self._submit_expected(request, record, value)
-                else:
-                    owner.refuse((request,), why)
+        def again(why: BlockStoreError | None) -> None:
+            if why is None:
+                self._submit_expected(request, record, value, held)
+            else:
+                owner.refuse((request,), why)
 
-            self._blocks.when_there(missing, again)
-        else:
-            self._journal.wake()
+        while True:
+            try:
+                with self._state.map.cache.holding(held):
+                    owner.submit(request, record, value)
+                self._journal.wake()
+                return
+            except BlocksMissing as missing:
+                if not self._blocks.bring(missing, held, again):
+                    return
 
     # --- chunks for clients' data and for checkpoints
 
@@ -498,16 +509,15 @@ class VolumeOwner:
         """Drop history that no snapshot sees: until there is none, or enough has changed for a run."""
         while self._state.map.n_changed < CHANGED_KEYS_MAX:
             try:
-                if not self._owner.purge_some(PURGE_KEYS):
+                if not await self._with_blocks(lambda: self._owner.purge_some(PURGE_KEYS)):
                     return
-                await trio.lowlevel.checkpoint()
-            except BlocksMissing as missing:
-                deadline = self._world.clock.now() + OPERATION_SECONDS
-                try:
-                    await fetch_blocks(self._world.reader, missing.ranges, deadline)
-                except BlockStoreError as error:
-                    log.warning("purge_failed volume=%d why=%s", self.record.volume, error)
-                    return
+            except BlockStoreError as error:
+                log.warning("purge_failed volume=%d why=%s", self.record.volume, error)
+                return
+            await trio.lowlevel.checkpoint()
+
+    async def _with_blocks(self, work: Callable[[], T]) -> T:
+        return await with_blocks(self._world.reader, self._world.clock, self._state.map.cache, work)
 
     def _delete(self, disk: DiskId, chunk: ChunkId) -> None:
         garbage = self._garbage

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -17,9 +18,8 @@ from blockstore.codec.messages import Extent
 from blockstore.config import OPERATION_SECONDS
 from blockstore.errors import BlockStoreError
 from blockstore.ids import ChunkId
-from blockstore.volume.block_shell import fetch_blocks
+from blockstore.volume.block_shell import with_blocks
 from blockstore.volume.packing import Chosen, Item, Move, Stripe, items_of, plan, records_of
-from blockstore.volume.sorted_run import BlocksMissing
 from blockstore.volume.state import VolumeState
 from blockstore.volume.world import World
 
@@ -61,12 +61,9 @@ class Packer:
         while True:
             items: list[Item] = []
             while len(items) < ITEMS_MAX:
-                try:
-                    found, start = self._state.map.placed_in(chunks, start, KEYS_AT_ONCE)
-                except BlocksMissing as missing:
-                    deadline = self._world.clock.now() + OPERATION_SECONDS
-                    await fetch_blocks(self._world.reader, missing.ranges, deadline)
-                    continue
+                keys = self._state.map
+                look = partial(keys.placed_in, chunks, start, KEYS_AT_ONCE)
+                found, start = await with_blocks(self._world.reader, self._world.clock, keys.cache, look)
                 items += items_of(found)
                 await trio.lowlevel.checkpoint()
                 if not start:

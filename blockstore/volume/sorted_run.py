@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from operator import itemgetter
 from typing import NamedTuple
@@ -62,13 +63,21 @@ class BlocksMissing(Exception):
         self.ranges = ranges
 
 
+Held = dict[tuple[int, int], bytes]
+"""Bodies of blocks, by run and block."""
+
+
 class BlockCache:
-    """Bodies of blocks, the least recently used forgotten first."""
+    """Bodies of blocks, the least recently used forgotten first.
+
+    Who asks again after a fetch is `holding` all that was fetched for it so far: else two who need more than
+    there is room for would drop each other's blocks for ever."""
 
     def __init__(self, bytes_max: int = CACHE_BYTES_MAX) -> None:
         self.size = 0
         self._bytes_max = bytes_max
         self._bodies: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._held: Held = {}
         self._n_runs = 0
 
     def new_run(self) -> int:
@@ -78,9 +87,19 @@ class BlockCache:
 
     def find(self, run: int, block: int) -> bytes | None:
         body = self._bodies.get((run, block))
-        if body is not None:
-            self._bodies.move_to_end((run, block))
+        if body is None:
+            return self._held.get((run, block))
+        self._bodies.move_to_end((run, block))
         return body
+
+    @contextmanager
+    def holding(self, held: Held) -> Generator[None]:
+        """These are found too."""
+        self._held = held
+        try:
+            yield
+        finally:
+            self._held = {}
 
     def keep(self, run: int, block: int, body: bytes) -> None:
         former = self._bodies.pop((run, block), b"")
@@ -193,10 +212,14 @@ class SortedRun:
             start, end = self.span(block, block + 1)
             yield block_body(self._volume, self.info.sequence, block, data[start - begin : end - begin])
 
-    def keep(self, first: int, last: int, data: memoryview) -> None:
-        """Blocks that were missing."""
-        for block, body in enumerate(self.bodies(first, last, data), first):
-            self._cache.keep(self.serial, block, body)
+    def keep(self, first: int, last: int, data: memoryview) -> Held:
+        """Blocks that were missing. Raise Corrupt."""
+        kept = {
+            (self.serial, block): body for block, body in enumerate(self.bodies(first, last, data), first)
+        }
+        for (serial, block), body in kept.items():
+            self._cache.keep(serial, block, body)
+        return kept
 
     def n_ahead(self, first: int, n_bytes: int) -> int:
         """Up to which block, from `first` on, so many bytes reach; one at least."""

@@ -37,7 +37,7 @@ from blockstore.codec.run_file import Root
 from blockstore.errors import Corrupt
 from blockstore.ids import ChunkId, DiskId, MiB, NodeId
 from blockstore.volume.chunk_table import OPEN
-from blockstore.volume.sorted_run import BlocksMissing
+from blockstore.volume.sorted_run import BlocksMissing, Held
 from blockstore.volume.state import VolumeState, keys_of
 
 REPLAY_WINDOW_BYTES = 4 * MiB
@@ -159,6 +159,8 @@ class Replay:
 
     def __init__(self, state: VolumeState, journal: JournalList, root: Root | None) -> None:
         self.n_records = self.n_bytes = 0
+        self.held: Held = {}
+        """Where fetched blocks belong."""
         self._state = state
         self._left = deque(journal)
         self._position = 0
@@ -216,9 +218,11 @@ class Replay:
         self.n_bytes += header.length
 
     def _pin(self, keys: Sequence[bytes]) -> Iterator[BlocksMissing]:
+        self.held.clear()
         while True:
             try:
-                self._state.map.pin(keys)
+                with self._state.map.cache.holding(self.held):
+                    self._state.map.pin(keys)
             except BlocksMissing as missing:
                 yield missing
             else:

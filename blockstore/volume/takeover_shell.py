@@ -186,4 +186,4 @@ async def _replay(world: World, replay: Replay) -> None:
                 await trio.lowlevel.checkpoint()
             else:
                 deadline = world.clock.now() + OPERATION_SECONDS
-                await fetch_blocks(world.reader, missing.ranges, deadline)
+                replay.held |= await fetch_blocks(world.reader, missing.ranges, deadline)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
@@ -46,7 +46,7 @@ from blockstore.volume.owner import Owner
 from blockstore.volume.read_shell import ReadShell
 from blockstore.volume.record_shell import Deposed
 from blockstore.volume.requests import WRITES, to_record
-from blockstore.volume.sorted_run import BlocksMissing
+from blockstore.volume.sorted_run import BlocksMissing, Held
 from blockstore.volume.state import VolumeState
 from blockstore.volume.value_cache import ValueCache
 from blockstore.volume.world import World as OwnerWorld
@@ -59,6 +59,8 @@ from tests.simulation.cores.tasks import Promise, Task
 
 if TYPE_CHECKING:
     from tests.simulation.cores.node import Node
+
+T = TypeVar("T")
 
 LATE_SWEEP_SECONDS = 0.05
 WAITING_MAX = 2_000
@@ -329,43 +331,55 @@ class OwnerRun:
                 if self.is_full and isinstance(record, PutRecord):
                     raise self._no_space()
             core.expect(message.request, lambda result: self._answer(call, result))
-            self._submit(message.request, record, value)
+            self._submit(message.request, record, value, {})
             return
-        self._read(call, op)
+        self._read(call, op, {})
 
-    def _submit(self, request: RequestId, record: JournalRecord, value: memoryview | None) -> None:
+    def _submit(
+        self, request: RequestId, record: JournalRecord, value: memoryview | None, held: Held
+    ) -> None:
         core = self.core
         assert core is not None
         try:
-            core.submit(request, record, value)
+            with self.state.map.cache.holding(held):
+                core.submit(request, record, value)
         except BlocksMissing as missing:
 
             def again(why: BlockStoreError | None) -> None:
                 if why is None:
-                    self._submit(request, record, value)
+                    self._submit(request, record, value, held)
                 else:
                     core.refuse((request,), why)
 
-            self._when_there(missing, again)
+            self._when_there(missing, held, again)
         else:
             self.wake()
 
-    def _when_there(self, missing: BlocksMissing, on_there: OnThere) -> None:
+    def _when_there(self, missing: BlocksMissing, held: Held, on_there: OnThere) -> None:
         async def fetch() -> None:
             why: BlockStoreError | None = None
             try:
-                await self.fetch(missing)
+                held.update(await self._fetch(missing))
             except BlockStoreError as error:
                 why = error
             on_there(why)
 
         self._begin(fetch)
 
-    async def fetch(self, missing: BlocksMissing) -> None:
-        await fetch_blocks(self.reader, missing.ranges, self.node.now() + OPERATION_SECONDS)
+    async def _fetch(self, missing: BlocksMissing) -> Held:
         self.node.world.witness.n_blocks_fetched += len(missing.ranges)
+        return await fetch_blocks(self.reader, missing.ranges, self.node.now() + OPERATION_SECONDS)
 
-    def _read(self, call: Incoming, op: object) -> None:
+    async def with_blocks(self, work: Callable[[], T]) -> T:
+        held: Held = {}
+        while True:
+            try:
+                with self.state.map.cache.holding(held):
+                    return work()
+            except BlocksMissing as missing:
+                held |= await self._fetch(missing)
+
+    def _read(self, call: Incoming, op: object, held: Held) -> None:
         node = self.node
         if self._is_over:
             raise NotOwner(self.record.volume, 0, 0)
@@ -373,18 +387,19 @@ class OwnerRun:
             raise Unavailable("control has not confirmed this owner lately")
         node.world.witness.on_read(self)
         try:
-            self._answer_read(call, op)
+            with self.state.map.cache.holding(held):
+                self._answer_read(call, op)
         except BlocksMissing as missing:
 
             def again(why: BlockStoreError | None) -> None:
                 try:
                     if why is not None:
                         raise why
-                    self._read(call, op)
+                    self._read(call, op, held)
                 except BlockStoreError as error:
                     call.fail(error)
 
-            self._when_there(missing, again)
+            self._when_there(missing, held, again)
 
     def _answer_read(self, call: Incoming, op: object) -> None:
         if isinstance(op, Lookup):
@@ -459,7 +474,7 @@ class OwnerRun:
         assert self.core is not None
         promise: Promise[Result | BlockStoreError] = Promise()
         self.core.expect(request, promise.keep)
-        self._submit(request, record, None)
+        self._submit(request, record, None, {})
         result = await promise
         if isinstance(result, BlockStoreError):
             raise result

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from blockstore.chunk.chunk_shell import DataWriter
@@ -20,7 +21,7 @@ from blockstore.volume.garbage import Garbage
 from blockstore.volume.owner import Owner
 from blockstore.volume.packing import Chosen, Item, Move, Stripe, items_of, plan, records_of
 from blockstore.volume.run_builder import RunBuilder
-from blockstore.volume.sorted_run import BlockRange, BlocksMissing, SortedRun
+from blockstore.volume.sorted_run import BlockRange, SortedRun
 from tests.simulation.cores.owner_record import seal_members, tell_disk
 from tests.simulation.cores.owner_takeover import Taken
 
@@ -74,14 +75,11 @@ class Background:
     async def _purge(self) -> None:
         while True:
             try:
-                if not self._core.purge_some(2):
+                if not await self._run.with_blocks(lambda: self._core.purge_some(2)):
                     return
-                await self._node.sleep(0.001)
-            except BlocksMissing as missing:
-                try:
-                    await self._run.fetch(missing)
-                except BlockStoreError:
-                    return
+            except BlockStoreError:
+                return
+            await self._node.sleep(0.001)
 
     def _delete(self, disk: DiskId, chunk: ChunkId) -> None:
         def on_answer(outcome: Answer | BlockStoreError) -> None:
@@ -221,11 +219,8 @@ class Background:
         start = b""
         n_moved = 0
         while True:
-            try:
-                found, start = self._state.map.placed_in(chunks, start, 4)
-            except BlocksMissing as missing:
-                await self._run.fetch(missing)
-                continue
+            look = partial(self._state.map.placed_in, chunks, start, 4)
+            found, start = await self._run.with_blocks(look)
             stripes, alone = plan(items_of(found), self._run.policy.k)
             for stripe in stripes:
                 n_moved += await self._move_stripe(stripe)

@@ -148,7 +148,7 @@ class Takeover:
             for missing in replay.take(memoryview(data)):
                 if missing is not None:
                     deadline = self._node.now() + OPERATION_SECONDS
-                    await fetch_blocks(self._reader, missing.ranges, deadline)
+                    replay.held |= await fetch_blocks(self._reader, missing.ranges, deadline)
 
     def _seal_all(self, sought: Mapping[ChunkId, Sought], ends: Mapping[ChunkId, int]) -> None:
         for chunk, one in sought.items():

@@ -110,7 +110,7 @@ def draw_settings(rng: random.Random) -> Settings:
         cache_bytes=choose((0, 500, 100_000)),
         known_keys=choose((0, 4, 1_000)),
         block_bytes=choose((1, 300)),
-        block_cache_bytes=choose((5_000, 100_000)),
+        block_cache_bytes=choose((0, 500, 100_000)),
         small_run_keys=choose((1, 3, 10)),
         runs_per_size=choose((2, 2, 3)),
         late_seconds=choose((0.1, 0.3, 1.0)),
