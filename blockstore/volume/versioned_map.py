@@ -372,6 +372,9 @@ class VersionedMap:
         frozen, self._frozen = self._frozen, None
         assert frozen is not None
         if run is not None:
+            if not self._runs:  # until now, what was nowhere was known not to be there
+                for key in self._pins:
+                    self._known.setdefault(key, GONE)
             self._runs.insert(0, run)
         self._known.update(frozen.states)
         if len(self._known) > self._known_max:

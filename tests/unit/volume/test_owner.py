@@ -7,7 +7,13 @@ import random
 import pytest
 
 from blockstore.chunk.writer import ChunkWriter
-from blockstore.codec.journal_record import ChunkOpenedRecord, ChunkSealedRecord, DeleteRecord, PutRecord
+from blockstore.codec.journal_record import (
+    ChunkOpenedRecord,
+    ChunkSealedRecord,
+    DeleteRecord,
+    JournalRecord,
+    PutRecord,
+)
 from blockstore.codec.messages import ANY, Extent, Failed, Placement, Written
 from blockstore.codec.run_file import Result
 from blockstore.config import SESSION_CHUNKS_OPEN_MAX, SESSION_IDLE_SECONDS
@@ -53,11 +59,15 @@ class Bench:
             for committed in self.journal.on_ack(writer, shard, length):
                 self.owner.apply(committed)
 
+    def submit(self, request: RequestId, record: JournalRecord) -> None:
+        self.owner.expect(request, self.results.append)
+        self.owner.submit(request, record, None)
+
     def open_data_chunk(self, number: int, length: int) -> ChunkId:
         """A chunk that the client was granted, wrote and finished."""
         chunk, request = ChunkId(VOLUME, 1, number), self.request()
         record = ChunkOpenedRecord(request, 0, chunk, PLACEMENT, 1_000, DATA)
-        self.owner.submit(request, record, None, self.results.append)
+        self.submit(request, record)
         self.journal.add(ChunkSealedRecord(chunk, length), None, None)
         self.commit()
         return chunk
@@ -66,12 +76,12 @@ class Bench:
         request = self.request()
         extents = (Extent(chunk, offset, 10, 10, 0),)
         record = PutRecord(request, 0, key, b"m", 10, 0, ANY, False, extents)
-        self.owner.submit(request, record, None, self.results.append)
+        self.submit(request, record)
         return request
 
     def delete(self, key: bytes) -> None:
         request = self.request()
-        self.owner.submit(request, DeleteRecord(request, 0, key, ANY), None, self.results.append)
+        self.submit(request, DeleteRecord(request, 0, key, ANY))
 
     def drop_dead(self) -> None:
         self.owner.drop_dead(frozenset({ChunkId(VOLUME, 1, 1)}), self.now)
@@ -190,7 +200,7 @@ def test_extents_of_a_put_that_was_refused_are_garbage_as_well() -> None:
     request = bench.request()
     extents = (Extent(chunk, 0, 10, 10, 0),)
     record = PutRecord(request, 0, b"key", b"m", 10, 0, 12345, False, extents)
-    bench.owner.submit(request, record, None, bench.results.append)
+    bench.submit(request, record)
     bench.commit()
     assert isinstance(bench.results[-1], Failed)
     bench.drop_dead()
@@ -203,7 +213,7 @@ def test_a_chunk_of_a_run_is_not_dropped_while_a_checkpoint_is_being_written() -
     chunk = ChunkId(VOLUME, 1, 2)
     request = bench.journal.own_request()
     record = ChunkOpenedRecord(request, 0, chunk, PLACEMENT, 1_000, RUN)
-    bench.owner.submit(request, record, None, bench.results.append)
+    bench.submit(request, record)
     bench.journal.add(ChunkSealedRecord(chunk, 1_000), None, None)
     bench.commit()
     needed = frozenset({ChunkId(VOLUME, 1, 1)})
@@ -219,7 +229,7 @@ def grant(bench: Bench, number: int) -> ChunkId:
     """An open chunk of the client."""
     chunk, request = ChunkId(VOLUME, 1, number), bench.request()
     record = ChunkOpenedRecord(request, 0, chunk, PLACEMENT, 1_000, DATA)
-    bench.owner.submit(request, record, None, bench.results.append)
+    bench.submit(request, record)
     bench.commit()
     return chunk
 
@@ -286,7 +296,7 @@ def test_a_session_has_a_bounded_number_of_open_chunks() -> None:
 
     for _ in range(SESSION_CHUNKS_OPEN_MAX):
         record = opening()
-        bench.owner.submit(record.request, record, None, bench.results.append)
+        bench.submit(record.request, record)
         bench.commit()
     with pytest.raises(Busy, match="open chunks"):
         opening()
