@@ -34,7 +34,9 @@ class Nodes:
         self.rots = False
         self._whole = bytes(store.data_of(run, 0, run.n_blocks))
 
-    async def read_many(self, wants: Sequence[tuple[object, object, int, int]], deadline: float) -> list[bytes]:
+    async def read_many(
+        self, wants: Sequence[tuple[object, object, int, int]], deadline: float
+    ) -> list[bytes]:
         self.rounds.append(len(wants))
         self.asked.set()
         await self.answers.wait()
@@ -92,7 +94,9 @@ async def test_what_gathers_while_one_round_is_under_way_is_one_round() -> None:
         assert bench.told == [("first", None), ("second", None), ("third", None)]
         assert bench.nodes.rounds == [1, 2], "a block that two want is asked for once"
         assert bench.shell.n_fetched == 3
-        assert [bench.run.missing_at(b"%d" % number) is None for number in range(6)] == [True] * 3 + [False] * 3
+        assert [bench.run.missing_at(b"%d" % number) is None for number in range(6)] == [True] * 3 + [
+            False
+        ] * 3
 
 
 @pytest.mark.parametrize("rots", [False, True])

@@ -97,7 +97,9 @@ def test_a_key_that_is_gone_is_said_to_be_while_something_older_may_say_otherwis
 def test_sources_of_unequal_length_are_merged_in_order() -> None:
     long: list[RunEntry] = [(b"%03d" % number, b"long", ()) for number in range(100)]
     short: list[RunEntry] = [(b"%03d" % number, b"short", ()) for number in (0, 55, 200)]
-    expected = [(key, b"short" if key in (b"000", b"055") else b"long", ()) for key, _, _ in long] + short[-1:]
+    expected = [(key, b"short" if key in (b"000", b"055") else b"long", ()) for key, _, _ in long] + short[
+        -1:
+    ]
     for at_once in ([1, 7], [3, 1], [100, 100]):
         assert merged([short, long, []], [*at_once, 1], with_oldest=False) == expected
 

@@ -69,6 +69,9 @@ def test_an_index_says_how_young_a_block_is_and_whether_it_has_history() -> None
     whole = RunBuilder(VOLUME, 9, 2)
     whole.add([ENTRIES[0], ENTRIES[3]])
     assert list(unpack_u64(whole.finish()[1].newest)) == [100_000]
+    with_gone = RunBuilder(VOLUME, 9, 5)
+    with_gone.add(ENTRIES)
+    assert list(unpack_u64(with_gone.finish()[1].newest)) == [GONE_SEQUENCE]
 
 
 def test_an_index_names_every_chunk_that_a_version_refers_to() -> None:

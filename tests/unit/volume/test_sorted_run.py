@@ -94,7 +94,7 @@ def test_blocks_that_are_passed_over_are_not_asked_for() -> None:
     assert run.missing_at(b"", lambda run, block: block < 100) is None
     again, run = made(100, 1)
     assert run.missing_at(b"", lambda run, block: block < 90) == BlockRange(run, 90, 100)
-    young = again.asked(lambda: list(run.entries_from(b"", lambda run, block: run.is_unchanged_since(block, 200))))
+    young = again.asked(lambda: list(run.entries_from(b"", lambda run, at: run.is_unchanged_since(at, 200))))
     assert young == entries(100)[-1:], "the last has sequence 200"
     assert again.n_fetched == 1
 
@@ -124,7 +124,8 @@ def test_any_blocks_are_read_from_the_extents_that_hold_them_alone() -> None:
         for last in range(first + 1, run.n_blocks + 1, 5):
             extents, start, end = run.extents_of(first, last)
             assert 0 <= start < EXTENT_BYTES
-            assert sum(one.length for one in extents) - EXTENT_BYTES < end <= sum(one.length for one in extents)
+            length = sum(one.length for one in extents)
+            assert length - EXTENT_BYTES < end <= length
             bodies = list(run.bodies(first, last, store.data_of(run, first, last)))
             assert len(bodies) == last - first
 

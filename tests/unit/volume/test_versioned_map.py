@@ -455,7 +455,7 @@ def test_a_diff_reads_no_block_in_which_nothing_is_young_enough_and_sees_what_is
     runs.flush(keys)
     forget_blocks(keys)
     runs.n_fetched = 0
-    assert runs.asked(lambda: changes(keys, 101, 0)) == [(b"000050", 51, 152)], "nothing of the key that is gone"
+    assert runs.asked(lambda: changes(keys, 101, 0)) == [(b"000050", 51, 152)], "the other came and went"
     assert runs.n_fetched <= 5
     edge = forgetful()
     edge.put(b"k", StoredVersion(7, b"old"), 0)
@@ -463,6 +463,18 @@ def test_a_diff_reads_no_block_in_which_nothing_is_young_enough_and_sees_what_is
     runs.flush(edge)
     assert runs.asked(lambda: changes(edge, 8, 0)) == [(b"k", 7, 9)], "the first sequence behind the snapshot"
     assert runs.asked(lambda: changes(edge, 8, 9)) == [(b"k", 7, 9)]
+
+
+def test_a_diff_sees_what_is_gone_in_a_block_where_all_else_is_old() -> None:
+    """Moves bring old versions into young runs."""
+    keys, runs = forgetful(), RunStore(VOLUME, 1_000)
+    keys.put(b"a", version(1), 0)
+    keys.put(b"gone", version(3), 2)
+    runs.flush(keys)
+    runs.asked(lambda: keys.move(b"a", 1, (Extent(OTHER, 0, 1, 1, 0),)))
+    runs.asked(lambda: keys.put(b"gone", tombstone(4), 2))
+    runs.flush(keys)
+    assert runs.asked(lambda: changes(keys, 2, 0)) == []
 
 
 def test_only_blocks_with_history_are_read_for_a_purge_and_it_is_done_once() -> None:
