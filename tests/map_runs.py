@@ -1,4 +1,4 @@
-"""Runs of a map whose bytes are kept here, in place of nodes; and who brings blocks of them when some miss."""
+"""Runs of a map whose bytes are kept here, in place of nodes; and who brings their blocks when some miss."""
 
 from __future__ import annotations
 

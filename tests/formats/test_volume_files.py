@@ -1,5 +1,5 @@
-"""The bytes of version 1 of the journal, and of version 2 of run, index and head, as they were when it was made;
-and what the page says of them."""
+"""The bytes of version 1 of the journal, and of version 2 of run, index and head, as they were when it was
+made; and what the page says of them."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ from blockstore.codec.run_file import (
 )
 from blockstore.errors import Corrupt, UnknownFormat
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
+from blockstore.volume.key_filter import BITS_PER_KEY
 
 CHUNK = ChunkId(VolumeId(3), 4, 5)
 PAGE = Path(__file__).parents[2] / "docs/formats/volume.md"
@@ -220,7 +221,9 @@ def test_the_page_says_what_the_code_does() -> None:
     page = PAGE.read_text()
     assert f"Journal, version {journal_record.VERSION}" in page
     assert f"head, version {run_file.VERSION}" in page
-    assert f"magic `BSR1`, `BSX1`, `BSH1`; version ({run_file.VERSION})" in page
+    for magic in (run_file.RUN_MAGIC, run_file.INDEX_MAGIC, run_file.HEAD_MAGIC):
+        assert f"`{magic.decode()}`" in page
+    assert f"{BITS_PER_KEY} bits for each" in page
     for struct in (RunIndex, RunInfo, run_file.CheckpointHead, Root):
         names = ", ".join(name.replace("_", " ") for name in struct.__struct_fields__)
         assert f"`[{names}]`" in page

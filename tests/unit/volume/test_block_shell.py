@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -73,7 +73,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[Bench]:
+async def running() -> AsyncGenerator[Bench]:
     bench = Bench()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.shell.run)

@@ -78,6 +78,7 @@ def test_whoever_reads_in_order_is_told_at_once_what_is_missing_and_some_more() 
     assert run.n_blocks == 1_000
     missing = run.missing_at(b"000100")
     assert missing == BlockRange(run, 50, 50 + READ_AHEAD_BLOCKS)
+    assert missing is not None
     store.fetch(BlocksMissing((missing,)))
     assert run.missing_at(b"000100") is None
     assert run.missing_at(b"001999") == BlockRange(run, 999, 1_000)
