@@ -15,7 +15,7 @@ from blockstore.codec.journal_record import (
     PutRecord,
 )
 from blockstore.codec.messages import ANY, Extent, Failed, Placement, Written
-from blockstore.codec.run_file import Result
+from blockstore.codec.run_file import Result, StoredVersion
 from blockstore.config import SESSION_CHUNKS_OPEN_MAX, SESSION_IDLE_SECONDS
 from blockstore.errors import BlockStoreError, Busy
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
@@ -24,7 +24,10 @@ from blockstore.volume.chunk_places import ChunkPlaces
 from blockstore.volume.chunk_table import DATA, RUN
 from blockstore.volume.journal import Journal
 from blockstore.volume.owner import Ended, Owner
+from blockstore.volume.sorted_run import BlocksMissing
 from blockstore.volume.state import VolumeState
+from blockstore.volume.versioned_map import VersionedMap
+from tests.map_runs import RunStore
 
 VOLUME = VolumeId(7)
 PLACEMENT = Placement(1, 1, (DiskId(1), DiskId(2)))
@@ -35,7 +38,7 @@ class Bench:
     """An owner whose journal has two members that acknowledge when they are told to."""
 
     def __init__(self) -> None:
-        self.state = VolumeState(VOLUME)
+        self.state = VolumeState(VOLUME, VersionedMap(0))
         self.journal = Journal(SessionId(1), 1, {})
         places = ChunkPlaces(VOLUME, 1, random.Random(1))
         self.owner = Owner(self.state, self.journal, places, 1, 0.0, lambda chunk, offset, value: None)
@@ -310,3 +313,74 @@ def test_an_owner_that_falls_answers_everybody_who_waits() -> None:
     waiting = bench.owner.give_up()
     assert len(waiting) == 2
     assert bench.owner.n_pending == 0
+
+
+# --- keys whose states are on disk
+
+
+def stored_key(bench: Bench) -> RunStore:
+    """One key, in a run, of which nothing is in memory."""
+    chunk = bench.open_data_chunk(2, 100)
+    bench.put(b"key", chunk)
+    bench.commit()
+    runs = RunStore(VOLUME)
+    runs.flush(bench.state.map)
+    return runs
+
+
+def test_what_names_a_key_enters_the_journal_when_its_state_is_in_memory() -> None:
+    bench = Bench()
+    runs = stored_key(bench)
+    request = bench.request()
+    record = DeleteRecord(request, 0, b"key", ANY)
+    bench.owner.expect(request, bench.results.append)
+    with pytest.raises(BlocksMissing) as missing:
+        bench.owner.submit(request, record, None)
+    bench.commit()
+    assert len(bench.results) == 2, "it waits"
+    runs.fetch(missing.value)
+    bench.owner.submit(request, record, None)
+    for run in bench.state.map.runs:
+        run.forget()
+    bench.commit()
+    assert isinstance(bench.results[-1], Written)
+    runs.flush(bench.state.map)
+    with pytest.raises(BlocksMissing):
+        bench.state.map.find(b"key")  # nothing is kept for it any more
+
+
+def test_what_could_not_be_looked_up_is_refused_and_what_is_refused_keeps_nothing() -> None:
+    bench = Bench()
+    runs = stored_key(bench)
+    for is_pinned in (False, True):
+        request = bench.request()
+        bench.owner.expect(request, bench.results.append)
+        if is_pinned:
+            record = DeleteRecord(request, 0, b"key", ANY)
+            runs.asked(lambda: bench.owner.submit(request, record, None))  # noqa: B023
+            bench.state.map.runs[0].forget()
+        bench.owner.refuse([request], Busy("too much"))
+        assert isinstance(bench.results[-1], Busy)
+    runs.flush(bench.state.map)
+    for number in range(10):
+        bench.state.map.put(b"other-%d" % number, StoredVersion(90 + number, b"m"), 0)
+    runs.flush(bench.state.map)
+    with pytest.raises(BlocksMissing):
+        bench.state.map.find(b"key")
+
+
+def test_a_purge_that_needs_blocks_goes_on_where_it_was() -> None:
+    bench = Bench()
+    runs, keys = RunStore(VOLUME), bench.state.map
+    for number in range(6):
+        keys.put(b"%d" % number, StoredVersion(2 * number + 1, b"m"), 0)
+        keys.put(b"%d" % number, StoredVersion(2 * number + 2, b"m"), 2 * number + 1)
+    runs.flush(keys)
+    bench.state.history_to_purge = True
+    n_slices = 0
+    while runs.asked(lambda: bench.owner.purge_some(2)):
+        n_slices += 1
+    assert n_slices >= 3
+    runs.flush(keys)
+    assert [len(runs.asked(lambda: keys.versions(b"%d" % number))) for number in range(6)] == [1] * 6  # noqa: B023
+    assert not bench.owner.purge_some(2)
