@@ -131,11 +131,12 @@ class SortedRun:
     # --- keys in order
 
     def missing_at(self, start: bytes, passes: Passes | None = None) -> BlockRange | None:
-        """What `entries_from` would miss at once."""
+        """What `entries_from` would miss at once, or after few blocks that it passes over."""
         block = max(0, bisect_right(self._first_keys, start) - 1)
-        while block < self.n_blocks and passes is not None and passes(self, block):
+        end = min(block + PASSED_OVER, self.n_blocks)
+        while block < end and passes is not None and passes(self, block):
             block += 1
-        if block == self.n_blocks or self._cache.find(self.serial, block) is not None:
+        if block == end or self._cache.find(self.serial, block) is not None:
             return None
         return self._ahead(block)
 

@@ -117,6 +117,7 @@ def test_who_passes_over_many_blocks_says_now_and_then_how_far_it_is() -> None:
     mixed = store.asked(lambda: list(run.entries_from(b"", lambda run, block: block != last)))
     assert mixed == [*told, entry(2 * last)]
     assert store.n_fetched == 1
+    assert run.missing_at(b"", lambda run, block: block != last) is None, "so many are not looked at at once"
 
 
 def test_any_blocks_are_read_from_the_extents_that_hold_them_alone() -> None:

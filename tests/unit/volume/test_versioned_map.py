@@ -7,7 +7,8 @@ import pytest
 from blockstore.codec.messages import Extent
 from blockstore.codec.run_file import RunEntry, StoredVersion, decode_version, encode_version, stored_from
 from blockstore.ids import ChunkId, VolumeId
-from blockstore.volume.sorted_run import BlockCache, BlocksMissing
+from blockstore.volume import versioned_map
+from blockstore.volume.sorted_run import PASSED_OVER, BlockCache, BlocksMissing
 from blockstore.volume.versioned_map import (
     CHANGES_EXAMINED_MAX,
     KEYS_EXAMINED_MAX,
@@ -475,6 +476,27 @@ def test_a_diff_sees_what_is_gone_in_a_block_where_all_else_is_old() -> None:
     runs.asked(lambda: keys.put(b"gone", tombstone(4), 2))
     runs.flush(keys)
     assert runs.asked(lambda: changes(keys, 2, 0)) == []
+
+
+def test_no_change_is_told_twice_where_a_page_ends_among_blocks_that_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(versioned_map, "CHANGES_EXAMINED_MAX", 20)
+    n_keys = 2 * PASSED_OVER + 10
+    keys, runs = filled(n_keys), RunStore(VOLUME)
+    runs.flush(keys)
+    changed = b"%06d" % PASSED_OVER  # up to there is passed over before anybody is told
+    keys.put(changed, version(n_keys + 2, b"new"), n_keys + 1)
+    pages: list[list[bytes]] = []
+    start = b""
+    while True:
+        found, start = runs.asked(lambda: keys.changes(n_keys + 1, 0, start, b"", 10))  # noqa: B023
+        pages.append([key for key, *_ in found])
+        if not start:
+            break
+    assert [key for page in pages for key in page] == [changed]
+    assert len(pages) > 1
+    assert runs.n_fetched == 0
 
 
 def test_only_blocks_with_history_are_read_for_a_purge_and_it_is_done_once() -> None:
