@@ -50,7 +50,8 @@ from tests.map_runs import RunStore
 
 VOLUME = VolumeId(7)
 DISKS = (DiskId(1), DiskId(2), DiskId(3))
-CAPACITY = 900  # a few batches: chunks end often
+CAPACITY = 2_000  # a few batches: chunks end often
+BATCH_BYTES_MAX = 400  # a chunk holds the largest batch, with one record that alone is larger
 BLOCK_CACHE_BYTES = 5_000
 KEYS = st.sampled_from([b"a", b"a/b", b"a/c", b"b", b"\xff\xff", b"z"])
 
@@ -87,7 +88,7 @@ class VolumeMachine(RuleBasedStateMachine):
         self.restores: dict[RequestId, RestoreRecord] = {}
         self.checkpoint: CheckpointHead | None = None
         self.applied_to: tuple[ChunkId, int] | None = None
-        self.journal = Journal(SessionId(1), 1, {})
+        self.journal = Journal(SessionId(1), 1, {}, batch_bytes_max=BATCH_BYTES_MAX)
         self.journal.add(EpochRecord(1, 0.0), None, None)
         self.open_chunk()
 
