@@ -41,6 +41,10 @@ PAGE_BYTES_MAX = FRAME_HEADER_BYTES_MAX // 2
 KEYS_EXAMINED_MAX = 4_000
 """Keys that one page may look at: some 10 ms."""
 
+EXAMINED_BYTES = 512
+"""So much of a state counts as one more key: what one page looks at must fit the cache, in every run that has
+it, or it would be fetched without end."""
+
 CHANGES_EXAMINED_MAX = 40_000
 """The same for a page of changes, where a key that did not change costs a tenth."""
 
@@ -175,9 +179,11 @@ class VersionedMap:
             for key, state in self._seen_from(begin, self._runs):
                 if not key.startswith(prefix):
                     return entries, b""
-                n_examined += 1
-                if n_examined > KEYS_EXAMINED_MAX:
+                if n_examined >= KEYS_EXAMINED_MAX:
                     return entries, key
+                n_examined += 1
+                if state is not None and state[0] is not None:
+                    n_examined += (len(state[0]) + sum(map(len, state[1]))) // EXAMINED_BYTES
                 version = None if state is None else _visible(state, at)
                 if version is None or version.meta is None:
                     continue

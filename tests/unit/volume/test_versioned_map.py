@@ -228,6 +228,13 @@ def test_a_page_that_finds_nothing_visible_ends_and_says_where_to_go_on() -> Non
     assert len(pages) == 4
 
 
+def test_a_page_that_finds_nothing_visible_ends_sooner_where_there_is_much_metadata() -> None:
+    """What it looks at must fit the cache of blocks."""
+    pages = walk(filled(600, b"m" * 8_000), at=1)
+    assert [key for page in pages for key in page] == [b"000000"]
+    assert len(pages) == 3
+
+
 def test_folded_prefixes_go_on_in_the_middle_of_one() -> None:
     keys = VersionedMap()
     for number in range(KEYS_EXAMINED_MAX + 10):
