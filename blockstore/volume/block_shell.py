@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import trio
 
-from blockstore.chunk.read_shell import ChunkReader
+from blockstore.chunk.read_shell import ChunkReader, Want
 from blockstore.config import OPERATION_SECONDS
 from blockstore.errors import BlockStoreError
 from blockstore.runtime.interfaces import Clock
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 async def read_blocks(reader: ChunkReader, ranges: Sequence[BlockRange], deadline: float) -> list[bytes]:
     """Their bytes, as they stand in the runs."""
-    wants = []
+    wants: list[Want] = []
     for run, first, last in ranges:
         extents, start, end = run.extents_of(first, last)
         wants.append((extents, run.info.placements, start, end))

@@ -164,7 +164,10 @@ async def _load_checkpoint(world: World, state: VolumeState, root: Root) -> tupl
     deadline = world.clock.now() + OPERATION_SECONDS
     data = await world.reader.read(root.extents, root.placements, 0, root.size, deadline)
     head = decode_head(state.volume, memoryview(data))
-    runs = [await load_run(world.reader, state, run, deadline) for run in reversed(head.runs)]
+    runs = [
+        await load_run(world.reader, state, run, world.clock.now() + OPERATION_SECONDS)
+        for run in reversed(head.runs)
+    ]
     state.load_head(head, runs)
     return head.runs
 

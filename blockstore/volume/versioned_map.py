@@ -34,7 +34,6 @@ from blockstore.ids import ChunkId
 from blockstore.volume.key_filter import hash_of
 from blockstore.volume.memtable import GONE, Memtable
 from blockstore.volume.sorted_run import (
-    PASSED_OVER,
     BlockCache,
     BlockRange,
     BlocksMissing,
@@ -49,14 +48,17 @@ PAGE_BYTES_MAX = FRAME_HEADER_BYTES_MAX // 2
 KEYS_EXAMINED_MAX = 4_000
 """Keys that one page may look at: some 10 ms."""
 
+EXAMINED_BYTES = 512
+"""So much of a state counts as one more key: what one page looks at is in memory until it is answered."""
+
 CHANGES_EXAMINED_MAX = 40_000
 """The same for a page of changes, where a key that did not change costs a tenth."""
 
 CHANGED_WEIGHT = 20
 """Keys that did not change cost as much as one that may have: its versions are decoded."""
 
-PASSED_WEIGHT = 200
-"""So many keys cost as much as PASSED_OVER blocks that are passed over."""
+PASSED_WEIGHT = 400
+"""And so much cost PASSED_OVER blocks that were passed over: some 150 us."""
 
 KNOWN_KEYS_MAX = 250_000
 """States kept in memory though the runs have them: some 100 MB. Smaller maps never read a block for a key."""
@@ -183,9 +185,11 @@ class VersionedMap:
             for key, state in self._seen_from(begin, self._runs):
                 if not key.startswith(prefix):
                     return entries, b""
-                n_examined += 1
-                if n_examined > KEYS_EXAMINED_MAX:
+                if n_examined >= KEYS_EXAMINED_MAX:
                     return entries, key
+                n_examined += 1
+                if state is not None and state[0] is not None:
+                    n_examined += (len(state[0]) + sum(map(len, state[1]))) // EXAMINED_BYTES
                 version = None if state is None else _visible(state, at)
                 if version is None or version.meta is None:
                     continue
@@ -226,11 +230,8 @@ class VersionedMap:
                 break
             if n_examined > CHANGES_EXAMINED_MAX:
                 return changes, key
-            if state is None:
-                n_examined += PASSED_OVER
-                continue
-            n_examined += 1
-            if state[0] is None or state[0] < bound:
+            n_examined += PASSED_WEIGHT if state is None else 1
+            if state is None or state[0] is None or state[0] < bound:
                 continue
             old, new = _visible(state, since), _visible(state, until)
             n_examined += CHANGED_WEIGHT
@@ -294,7 +295,8 @@ class VersionedMap:
         last: bytes | None = None
         for key, _, state in heapq.merge(*map(_ranked, sources, range(len(sources)))):
             if state is None:
-                yield key, None
+                if key != last:  # what is newer has said all of that key
+                    yield key, None
             elif key != last:
                 last = key
                 yield key, state
@@ -386,6 +388,9 @@ class VersionedMap:
         frozen, self._frozen = self._frozen, None
         assert frozen is not None
         if run is not None:
+            if not self._runs:  # until now, what was nowhere was known not to be there
+                for key in self._pins:
+                    self._known.setdefault(key, GONE)
             self._runs.insert(0, run)
         self._known.update(frozen.states)
         if len(self._known) > self._known_max:

@@ -1,11 +1,14 @@
-"""The bytes of version 1 of journal, run and head, as they were when it was made, and what the page says of
-them."""
+"""The bytes of version 1 of the journal, and of version 2 of run, index and head, as they were when it was
+made; and what the page says of them."""
 
 from __future__ import annotations
 
 import re
+from array import array
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from blockstore.codec import journal_record, run_file
@@ -22,17 +25,27 @@ from blockstore.codec.journal_record import (
 )
 from blockstore.codec.messages import Extent, KeyWrite, Placement
 from blockstore.codec.run_file import (
+    GONE_SEQUENCE,
     Root,
+    RunEntry,
+    RunIndex,
+    RunInfo,
     StoredVersion,
-    decode_blocks,
+    block_body,
+    decode_entries,
+    decode_index,
     decode_root,
     decode_version,
     encode_block,
+    encode_index,
     encode_root,
     encode_version,
+    pack_u64,
+    unpack_u64,
 )
 from blockstore.errors import Corrupt, UnknownFormat
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
+from blockstore.volume.key_filter import BITS_PER_KEY
 
 CHUNK = ChunkId(VolumeId(3), 4, 5)
 PAGE = Path(__file__).parents[2] / "docs/formats/volume.md"
@@ -91,28 +104,47 @@ def test_a_newer_journal_is_refused_by_its_version() -> None:
         decode_header(memoryview(data), CHUNK, 128)
 
 
-def block() -> bytes:
+VOLUME = VolumeId(3)
+RUN = RunInfo((), {}, 400, 12, 3, 300)
+
+
+def block(index: int = 0) -> bytes:
     extent = Extent(CHUNK, 192, 3, 3, 7)
     newest = encode_version(StoredVersion(9, b"m", 3, 7, (extent,)))
     older = encode_version(StoredVersion(5, None))
-    return encode_block(VolumeId(3), 12, 0, [(b"k", newest, (older,)), (b"l", None, ())])
+    return encode_block(VOLUME, 12, index, [(b"k", newest, (older,)), (b"l", None, ())])
 
 
-def test_a_run_has_the_bytes_that_it_always_had() -> None:
+def read_block(data: bytes | bytearray, volume: VolumeId = VOLUME, index: int = 0) -> list[RunEntry]:
+    return decode_entries(block_body(volume, 12, index, memoryview(data)))
+
+
+def the_index() -> RunIndex:
+    ends, newest = array("Q", [100, 300]), array("Q", [GONE_SEQUENCE, 9])
+    return RunIndex(
+        [b"k", b"m"], pack_u64(ends), pack_u64(newest), b"\1\0", pack_u64(array("Q", [1 << 63])), [CHUNK]
+    )
+
+
+def test_a_block_has_the_bytes_that_it_always_had() -> None:
     assert block().hex() == GOLDEN_BLOCK
 
 
-def test_a_run_whose_extents_do_not_say_a_shard_is_read_as_before() -> None:
+def test_an_index_has_the_bytes_that_it_always_had() -> None:
+    assert encode_index(VOLUME, 12, the_index()).hex() == GOLDEN_INDEX
+    assert decode_index(VOLUME, RUN, memoryview(bytes.fromhex(GOLDEN_INDEX))) == the_index()
+    assert list(unpack_u64(the_index().ends)) == [100, 300]
+
+
+def test_a_version_whose_extents_do_not_say_a_shard_is_read() -> None:
     """As written before values could share a stripe."""
-    before, now = (list(decode_blocks(VolumeId(3), memoryview(bytes.fromhex(one)))) for one in RUNS)
-    (newest_before, newest_now) = (decode_version(blocks[0][0][1] or b"") for blocks in (before, now))
-    assert newest_before == newest_now
-    assert newest_before.extents[0].shard == -1
+    before, now = (decode_version(bytes.fromhex(one)) for one in VERSIONS)
+    assert before == now
+    assert before.extents[0].shard == -1
 
 
-def test_a_run_reads_back() -> None:
-    (entries,) = decode_blocks(VolumeId(3), memoryview(block()))
-    (key, newest, older), gone = entries
+def test_a_block_reads_back() -> None:
+    (key, newest, older), gone = read_block(block())
     assert key == b"k"
     assert newest is not None
     assert decode_version(newest).extents[0].chunk == CHUNK
@@ -121,32 +153,80 @@ def test_a_run_reads_back() -> None:
 
 
 @pytest.mark.parametrize("flipped", range(0, 60, 3))
-def test_a_flipped_bit_in_a_run_is_seen(flipped: int) -> None:
+def test_a_flipped_bit_in_a_block_is_seen(flipped: int) -> None:
     data = bytearray(block())
     data[flipped] ^= 0x04
     with pytest.raises((Corrupt, UnknownFormat)):
-        list(decode_blocks(VolumeId(3), memoryview(data)))
+        read_block(data)
 
 
-def test_another_volumes_run_is_not_taken() -> None:
+def test_another_volumes_block_or_another_of_the_run_is_not_taken() -> None:
     with pytest.raises(Corrupt):
-        list(decode_blocks(VolumeId(4), memoryview(block())))
+        read_block(block(), VolumeId(4))
+    with pytest.raises(Corrupt):
+        read_block(block(1))
+    with pytest.raises(Corrupt):
+        read_block(encode_index(VOLUME, 12, the_index()), index=2)
 
 
-def test_a_root_reads_back_and_a_newer_one_is_refused() -> None:
+@pytest.mark.parametrize("flipped", [*range(0, 60, 3), 70, 90])
+def test_a_flipped_bit_in_an_index_is_seen(flipped: int) -> None:
+    data = bytearray(encode_index(VOLUME, 12, the_index()))
+    data[flipped] ^= 0x04
+    with pytest.raises((Corrupt, UnknownFormat)):
+        decode_index(VOLUME, RUN, memoryview(data))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"first_keys": [b"m", b"k"]},
+        {"first_keys": [b"k", b"k"]},
+        {"with_history": b"\0"},
+        {"newest": b"\0" * 8},
+        {"filter": b""},
+        {"filter": b"\0" * 9},
+        {"ends": pack_u64(array("Q", [300, 300]))},
+        {"ends": pack_u64(array("Q", [0, 300]))},
+        {"ends": pack_u64(array("Q", [100, 301]))},
+    ],
+    ids=str,
+)
+def test_an_index_that_makes_no_sense_is_not_taken(changes: dict[str, Any]) -> None:
+    data = encode_index(VOLUME, 12, msgspec.structs.replace(the_index(), **changes))
+    with pytest.raises(Corrupt):
+        decode_index(VOLUME, RUN, memoryview(data))
+
+
+def test_an_index_of_another_run_is_not_taken() -> None:
+    data = memoryview(encode_index(VOLUME, 12, the_index()))
+    for run in (RunInfo((), {}, 400, 13, 3, 300), RunInfo((), {}, 400, 12, 3, 299)):
+        with pytest.raises(Corrupt):
+            decode_index(VOLUME, run, data)
+    with pytest.raises(Corrupt):
+        decode_index(VolumeId(4), RUN, data)
+
+
+def test_a_root_reads_back_and_another_version_is_refused() -> None:
     root = Root(
-        1, 12, 99, (Extent(CHUNK, 0, 99, 99, 1),), {CHUNK: Placement(1, 1, (DiskId(1), DiskId(2)))}, CHUNK, 64
+        2, 12, 99, (Extent(CHUNK, 0, 99, 99, 1),), {CHUNK: Placement(1, 1, (DiskId(1), DiskId(2)))}, CHUNK, 64
     )
     assert decode_root(encode_root(root)) == root
-    newer = Root(2, *[getattr(root, name) for name in root.__struct_fields__[1:]])
-    with pytest.raises(UnknownFormat):
-        decode_root(encode_root(newer))
+    for version in (1, 3):
+        with pytest.raises(UnknownFormat):
+            decode_root(encode_root(msgspec.structs.replace(root, version=version)))
 
 
 def test_the_page_says_what_the_code_does() -> None:
     page = PAGE.read_text()
     assert f"Journal, version {journal_record.VERSION}" in page
     assert f"head, version {run_file.VERSION}" in page
+    for magic in (run_file.RUN_MAGIC, run_file.INDEX_MAGIC, run_file.HEAD_MAGIC):
+        assert f"`{magic.decode()}`" in page
+    assert f"{BITS_PER_KEY} bits for each" in page
+    for struct in (RunIndex, RunInfo, run_file.CheckpointHead, Root):
+        names = ", ".join(name.replace("_", " ") for name in struct.__struct_fields__)
+        assert f"`[{names}]`" in page
     assert f"a header of {journal_record.HEADER_BYTES} bytes" in page
     records = page[page.index("| tag | record |") : page.index("The values of the puts")]
     tags = re.findall(r"^\| (\d+) \|", records, re.MULTILINE)
@@ -186,11 +266,15 @@ GOLDEN_BATCH = (
     "616263"
 )
 GOLDEN_BLOCK = (
-    "425352310100000003000000000000000c000000000000000000000029000000b19dfb098e7f65dd9293c4016bc41395"
+    "425352310200000003000000000000000c0000000000000000000000290000001c7629ea8e7f65dd9293c4016bc41395"
     "09c4016d0307919693030405ccc0030307ff91c4069505c000009093c4016cc090"
 )
-BLOCK_WITHOUT_SHARDS = (
-    "425352310100000003000000000000000c0000000000000000000000280000000937bed41ba66a5c9293c4016bc41295"
-    "09c4016d0307919593030405ccc003030791c4069505c000009093c4016cc090"
+GOLDEN_INDEX = (
+    "425358310200000003000000000000000c00000000000000020000003f00000047a5dcd387f3356f9692c4016bc4016d"
+    "c41064000000000000002c01000000000000c410ffffffffffffffff0900000000000000c4020100c408000000000000"
+    "00809193030405"
 )
-RUNS = (BLOCK_WITHOUT_SHARDS, GOLDEN_BLOCK)
+VERSIONS = (
+    "9509c4016d0307919593030405ccc0030307",
+    "9509c4016d0307919693030405ccc0030307ff",
+)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import struct
+from array import array
+from contextlib import suppress
 from typing import Any
 
 from blockstore.codec import control_record, journal_record, run_file
 from blockstore.codec.checksum import crc32c
 from blockstore.ids import ChunkId, VolumeId
+from blockstore.volume.key_filter import hash_of
+from blockstore.volume.sorted_run import BlockCache, BlocksMissing, SortedRun
 from tests.fuzz.decoder import Decoder, chance, u32
 from tests.fuzz.values import values_of
 
@@ -64,14 +68,37 @@ def _run() -> Decoder:
         (b"key-%d" % n, version if n % 3 else None, (versions[0],) if n % 2 else ())
         for n, version in enumerate(versions)
     ]
-    corpus = [
-        run_file.encode_block(CHUNK.volume, 5, 0, entries[:3]),
-        run_file.encode_block(CHUNK.volume, 5, 0, entries[:1])
-        + run_file.encode_block(CHUNK.volume, 5, 1, entries[3:]),
-    ]
+    corpus = [run_file.encode_block(CHUNK.volume, 5, 0, some) for some in (entries[:3], entries[3:])]
 
     def decode(data: bytes) -> object:
-        return list(run_file.decode_blocks(CHUNK.volume, memoryview(data))) or None
+        return run_file.decode_entries(run_file.block_body(CHUNK.volume, 5, 0, memoryview(data))) or None
+
+    return Decoder(decode, corpus, _reseal_blocks)
+
+
+def _index() -> Decoder:
+    """Of runs of two and of three blocks that end at the same place."""
+    run = run_file.RunInfo((), {}, 400, 5, 9, 300)
+    corpus = list[bytes]()
+    for ends in ((100, 300), (50, 200, 300)):
+        n = len(ends)
+        newest = array("Q", [7, run_file.GONE_SEQUENCE, 1 << 40][:n])
+        index = run_file.RunIndex(
+            [b"key-%d" % number for number in range(n)],
+            run_file.pack_u64(array("Q", ends)),
+            run_file.pack_u64(newest),
+            bytes([0, 1, 0][:n]),
+            bytes(8 * n),
+            [CHUNK],
+        )
+        corpus.append(run_file.encode_index(CHUNK.volume, 5, index))
+
+    def decode(data: bytes) -> object:
+        index = run_file.decode_index(CHUNK.volume, run, memoryview(data))
+        read = SortedRun(CHUNK.volume, run, index, BlockCache())
+        with suppress(BlocksMissing):
+            read.find(b"key-1", hash_of(b"key-1"))
+        return [read.span(block, block + 1) for block in range(read.n_blocks)] or None
 
     return Decoder(decode, corpus, _reseal_blocks)
 
@@ -93,7 +120,9 @@ def _head() -> Decoder:
 def _root() -> Decoder:
     roots = values_of(run_file.Root, chance("root"), 8)
     corpus = [
-        b"\x97\x01" + run_file.encode_root(root)[_version_end(run_file.encode_root(root)) :] for root in roots
+        bytes([0x97, run_file.VERSION])
+        + run_file.encode_root(root)[_version_end(run_file.encode_root(root)) :]
+        for root in roots
     ]
     return Decoder(run_file.decode_root, corpus)
 
@@ -130,6 +159,7 @@ def _control_snapshot() -> Decoder:
 VOLUME = {
     "journal": _journal(),
     "run": _run(),
+    "run-index": _index(),
     "version": _version(),
     "head": _head(),
     "root": _root(),

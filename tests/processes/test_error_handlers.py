@@ -15,8 +15,9 @@ import pytest
 import blockstore
 from blockstore.errors import DiskFailed, NoSpace, Unavailable
 from blockstore.runtime.real_disk import RealDisk
-from blockstore.volume import owner_shell
+from blockstore.volume import checkpoint_shell, owner_shell
 from blockstore.volume.checkpoint_shell import Checkpointer
+from blockstore.volume.compaction import RUNS_PER_SIZE
 from blockstore.volume.record_shell import RecordShell
 
 
@@ -63,7 +64,7 @@ def test_a_checkpoint_that_fails_is_made_again_and_loses_nothing(
     with blockstore.open(tmp_path / "s") as store:
         bucket = store.create_bucket("b")
         # Before its run is written, and when its root is being committed.
-        early = failing(monkeypatch, Checkpointer, "_write", NoSpace("here"), Unavailable("there"))
+        early = failing(monkeypatch, checkpoint_shell._Appending, "_write", NoSpace("a"), Unavailable("b"))
         late = failing(monkeypatch, RecordShell, "change", Unavailable("no answer"))
         for number in range(20):
             bucket.put(f"{number:02}", b"v%d" % number)
@@ -74,6 +75,27 @@ def test_a_checkpoint_that_fails_is_made_again_and_loses_nothing(
         bucket = store.bucket("b")
         found = {entry.name: bucket.get(entry.name) for entry in bucket.list()}
         assert found == {f"{number:02}": b"v%d" % number for number in range(30)}
+
+
+def test_a_merge_that_fails_is_made_again_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner_shell, "CHECKPOINT_JOURNAL_RECORDS", 5)
+    monkeypatch.setattr(owner_shell, "CHECKPOINT_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(owner_shell, "CHECKPOINT_RETRY_SECONDS", 0.01)
+    failed = failing(monkeypatch, Checkpointer, "_merge", NoSpace("a"), Unavailable("b"))
+    with blockstore.open(tmp_path / "s") as store:
+        bucket = store.create_bucket("b")
+        n_runs_max = n_puts = 0
+        while failed or int(bucket.facts()["map_runs"]) >= n_runs_max or n_runs_max < RUNS_PER_SIZE:
+            n_runs_max = max(n_runs_max, int(bucket.facts()["map_runs"]))
+            bucket.put(f"{n_puts % 20:02}", b"v%d" % n_puts)
+            n_puts += 1
+            assert n_puts < 5_000, "nothing was ever merged"
+    with blockstore.open(tmp_path / "s") as store:
+        bucket = store.bucket("b")
+        last = {f"{number % 20:02}": b"v%d" % number for number in range(n_puts)}
+        assert {entry.name: bucket.get(entry.name) for entry in bucket.list()} == last
 
 
 def test_a_disk_that_cannot_be_synced_at_the_start_is_suspect_from_the_start(

@@ -1,4 +1,7 @@
-"""A volume's map, its snapshots and its journal against a plain model: a list of dictionaries."""
+"""A volume's map, its snapshots and its journal against a plain model: a list of dictionaries.
+
+The map is on disk, as far as a map of six keys can be: nearly nothing is kept in memory that a run says, a
+block holds one entry or two, and checkpoints and merges begin and end while records are applied."""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import random
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.journal_record import (
@@ -15,6 +18,7 @@ from blockstore.codec.journal_record import (
     ChunkOpenedRecord,
     DeleteRecord,
     EpochRecord,
+    JournalRecord,
     MovedRecord,
     PutRecord,
     RestoreRecord,
@@ -27,25 +31,33 @@ from blockstore.codec.journal_record import (
 )
 from blockstore.codec.messages import ANY, Extent, Failed, KeyHistory, KeyWrite, Placement
 from blockstore.codec.run_file import (
+    CheckpointHead,
     StoredVersion,
-    decode_blocks,
     decode_head,
     decode_version,
-    encode_block,
-    encode_head,
-    split_blocks,
 )
 from blockstore.errors import NotFound, Unavailable
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
+from blockstore.volume.checkpoint import Checkpoints, Draft, Merged, written_run
 from blockstore.volume.chunk_table import PACKED
 from blockstore.volume.history import key_history
 from blockstore.volume.journal import Append, Committed, Journal, Phase
-from blockstore.volume.state import VolumeState
+from blockstore.volume.run_builder import RunBuilder
+from blockstore.volume.sorted_run import BlockCache, SortedRun
+from blockstore.volume.state import VolumeState, keys_of
+from blockstore.volume.versioned_map import VersionedMap
+from tests.map_runs import RunStore
 
 VOLUME = VolumeId(7)
 DISKS = (DiskId(1), DiskId(2), DiskId(3))
-CAPACITY = 900  # a few batches: chunks end often
+CAPACITY = 2_000  # a few batches: chunks end often
+BATCH_BYTES_MAX = 400  # a chunk holds the largest batch, with one record that alone is larger
+BLOCK_CACHE_BYTES = 5_000
 KEYS = st.sampled_from([b"a", b"a/b", b"a/c", b"b", b"\xff\xff", b"z"])
+
+
+def empty_state(known_keys_max: int) -> VolumeState:
+    return VolumeState(VOLUME, VersionedMap(known_keys_max, BlockCache(BLOCK_CACHE_BYTES)))
 
 
 class VolumeMachine(RuleBasedStateMachine):
@@ -54,7 +66,13 @@ class VolumeMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state = VolumeState(VOLUME)
+        self.state = empty_state(0)
+        self.runs = RunStore(VOLUME)
+        self.checkpoints = Checkpoints(None, ())
+        self.draft: Draft | None = None  # a checkpoint that is being written
+        self.block_bytes = 1
+        self.merging: tuple[tuple[SortedRun, ...], bool] | None = None
+        self.pinned: dict[RequestId, list[bytes]] = {}
         self.n_chunks = 0
         self.n_requests = 0
         self.contents: dict[ChunkId, dict[DiskId, bytearray]] = {}  # the model: what each disk holds
@@ -68,9 +86,9 @@ class VolumeMachine(RuleBasedStateMachine):
         self.batches: dict[RequestId, tuple[dict[bytes, bytes], list[bytes]]] = {}
         self.held: set[str] = set()
         self.restores: dict[RequestId, RestoreRecord] = {}
-        self.checkpoint: tuple[bytes, list[bytes], ChunkId, int] | None = None
+        self.checkpoint: CheckpointHead | None = None
         self.applied_to: tuple[ChunkId, int] | None = None
-        self.journal = Journal(SessionId(1), 1, {})
+        self.journal = Journal(SessionId(1), 1, {}, batch_bytes_max=BATCH_BYTES_MAX)
         self.journal.add(EpochRecord(1, 0.0), None, None)
         self.open_chunk()
 
@@ -85,6 +103,17 @@ class VolumeMachine(RuleBasedStateMachine):
         self.contents[chunk] = {disk: bytearray() for disk in DISKS}
         self.journal.start_chunk(chunk, Placement(1, 2, DISKS), CAPACITY)
 
+    @initialize(known_keys_max=st.sampled_from([0, 2, 100]), block_bytes=st.sampled_from([1, 60]))
+    def choose_sizes(self, known_keys_max: int, block_bytes: int) -> None:
+        self.state = empty_state(known_keys_max)
+        self.block_bytes = block_bytes
+
+    def add(self, record: JournalRecord, value: bytes | None, token: RequestId) -> None:
+        """As an owner does: what the record asks for is in memory before it enters the journal."""
+        self.pinned[token] = list(keys_of(record))
+        self.runs.asked(lambda: self.state.map.pin(self.pinned[token]))
+        self.journal.add(record, value, token)
+
     def request(self, what: tuple[str, bytes, bytes]) -> RequestId:
         self.n_requests += 1
         request = RequestId(SessionId(9), self.n_requests)
@@ -95,27 +124,28 @@ class VolumeMachine(RuleBasedStateMachine):
     def put(self, key: bytes, value: bytes) -> None:
         request = self.request(("put", key, value))
         record = PutRecord(request, 0, key, b"m", len(value), crc32c(value), ANY, True)
-        self.journal.add(record, value, request)
+        self.add(record, value, request)
 
     @rule(key=KEYS)
     def delete(self, key: bytes) -> None:
         request = self.request(("delete", key, b""))
-        self.journal.add(DeleteRecord(request, 0, key, ANY), None, request)
+        self.add(DeleteRecord(request, 0, key, ANY), None, request)
 
     @rule(name=st.sampled_from(["s", "t"]))
     def snapshot(self, name: str) -> None:
         request = self.request(("snapshot", name.encode(), b""))
-        self.journal.add(SnapshotRecord(request, 0, name, 1.0), None, request)
+        self.add(SnapshotRecord(request, 0, name, 1.0), None, request)
 
     @rule(name=st.sampled_from(["s", "t"]))
     def delete_snapshot(self, name: str) -> None:
         request = self.request(("unsnapshot", name.encode(), b""))
-        self.journal.add(SnapshotDeleteRecord(request, 0, name), None, request)
+        self.add(SnapshotDeleteRecord(request, 0, name), None, request)
 
     @rule(data=st.data())
     def pack(self, data: st.DataObject) -> None:
         """Some versions move to a chunk of their own; by then they may be gone."""
-        found, _ = self.state.map.placed_in(self.contents, b"", 100)
+        chunks = frozenset(self.contents)
+        found, _ = self.runs.asked(lambda: self.state.map.placed_in(chunks, b"", 100))
         chosen = (
             data.draw(st.lists(st.sampled_from(found), unique_by=lambda one: one[1].sequence))
             if found
@@ -136,7 +166,7 @@ class VolumeMachine(RuleBasedStateMachine):
         request = RequestId(SessionId(8), self.n_requests)
         opened = ChunkOpenedRecord(request, 0, chunk, Placement(1, 2, DISKS), CAPACITY, PACKED)
         self.journal.add(opened, None, None)
-        self.journal.add(MovedRecord(tuple(moves)), None, None)
+        self.add(MovedRecord(tuple(moves)), None, request)
 
     @rule(
         puts=st.dictionaries(KEYS, st.binary(min_size=1, max_size=20), max_size=3),
@@ -149,12 +179,12 @@ class VolumeMachine(RuleBasedStateMachine):
         changes += [KeyWrite(key, None, 0, 0, ANY) for key in gone]
         request = self.request(("batch", b"", b""))
         self.batches[request] = puts, gone
-        self.journal.add(BatchRecord(request, 0, tuple(changes)), b"".join(puts.values()), request)
+        self.add(BatchRecord(request, 0, tuple(changes)), b"".join(puts.values()), request)
 
     @rule(name=st.sampled_from(["s", "t"]), held=st.booleans())
     def hold(self, name: str, held: bool) -> None:
         request = self.request(("hold" if held else "release", name.encode(), b""))
-        self.journal.add(SnapshotHoldRecord(request, 0, name, held), None, request)
+        self.add(SnapshotHoldRecord(request, 0, name, held), None, request)
 
     @precondition(lambda self: self.snapshots)
     @rule(keys=st.lists(KEYS, min_size=1, unique=True), data=st.data())
@@ -164,7 +194,7 @@ class VolumeMachine(RuleBasedStateMachine):
         targets = keys[1:] + keys[:1] if data.draw(st.booleans()) else []
         request = self.request(("restore", b"", b""))
         self.restores[request] = RestoreRecord(request, 0, tuple(keys), at, tuple(targets))
-        self.journal.add(self.restores[request], None, request)
+        self.add(self.restores[request], None, request)
 
     @rule()
     def send(self) -> None:
@@ -216,6 +246,8 @@ class VolumeMachine(RuleBasedStateMachine):
             at = committed.offset + batch.value_offsets[i]
             result = self.state.apply(record, batch.base_sequence + i, committed.chunk, at)
             if isinstance(token, RequestId):
+                self.state.map.unpin(self.pinned.pop(token))
+            if isinstance(token, RequestId) and token in self.submitted:
                 what, failed = self.submitted.pop(token), isinstance(result, Failed)
                 if token in self.batches:
                     puts, deletes = self.batches.pop(token)
@@ -262,29 +294,86 @@ class VolumeMachine(RuleBasedStateMachine):
 
     @rule()
     def purge(self) -> None:
-        self.state.purge(self.state.map.keys_with_history())
+        start = b""
+        while True:
+            start = self.runs.asked(lambda: self.state.purge_some(start, 2))  # noqa: B023
+            if not start:
+                return
 
-    @precondition(lambda self: self.applied_to is not None)
-    @rule(whole=st.booleans())
-    def write_checkpoint(self, whole: bool) -> None:
+    # --- checkpoints and merges, while records are applied
+
+    @precondition(lambda self: self.applied_to is not None and self.draft is None)
+    @rule()
+    def begin_checkpoint(self) -> None:
         assert self.applied_to is not None
-        runs = [] if whole or self.checkpoint is None else self.checkpoint[1]
-        frozen = self.state.map.freeze(whole=whole or self.checkpoint is None)
-        blocks = [
-            encode_block(VOLUME, self.state.sequence, i, entries)
-            for i, entries in enumerate(split_blocks(frozen.entries(), 2))
-        ]
-        head = encode_head(VOLUME, self.state.head(*self.applied_to, ()))
-        self.checkpoint = (head, [*runs, b"".join(blocks)], *self.applied_to)
+        self.draft = self.checkpoints.begin(self.state, *self.applied_to, self.block_bytes)
+
+    @precondition(lambda self: self.draft is not None)
+    @rule(fails=st.sampled_from([False, False, False, True]))
+    def end_checkpoint(self, fails: bool) -> None:
+        draft, self.draft = self.draft, None
+        assert draft is not None
+        data = b"".join(draft.blocks(2))
+        if fails:
+            self.checkpoints.on_failed(self.state)
+            return
+        draft.on_written(self.runs.write(data), self.state)
+        runs = self.checkpoints.runs_with(draft)
+        head = self.checkpoints.encode_head(draft, runs)
+        self.checkpoint = decode_head(VOLUME, memoryview(head))
+        root = self.checkpoints.root_of(draft, self.runs.write(head))
+        self.checkpoints.on_committing(root, runs)
+        self.checkpoints.on_committed(self.state, draft, root, runs)
+        assert tuple(run.info for run in reversed(self.state.map.runs)) == runs
+
+    @precondition(lambda self: self.draft is None)
+    @rule(key=KEYS, value=st.binary(min_size=1, max_size=20), deleted=KEYS, left_out=st.integers(0, 3))
+    def write_run(self, key: bytes, value: bytes, deleted: bytes, left_out: int) -> None:
+        """The usual course; a half at a time few histories would have many runs, or merged ones."""
+        if len(self.checkpoints.runs) > 2 and self.merging is None and self.checkpoints.merged is None:
+            self.begin_merge(left_out)
+            self.end_merge()
+        self.put(key, value)
+        self.delete(deleted)
+        self.all_becomes_durable()
+        if self.draft is None and self.applied_to is not None:
+            self.begin_checkpoint()
+            self.end_checkpoint(fails=False)
+
+    @precondition(lambda self: len(self.checkpoints.runs) > 1)
+    @precondition(lambda self: self.merging is None and self.checkpoints.merged is None)
+    @rule(left_out=st.integers(0, 3))
+    def begin_merge(self, left_out: int) -> None:
+        """Of the newest runs, sometimes without the oldest."""
+        n_runs = len(self.checkpoints.runs)
+        n = max(2, n_runs - left_out)
+        self.merging = self.state.map.runs[:n], n == n_runs
+
+    @precondition(lambda self: self.merging is not None)
+    @rule()
+    def end_merge(self) -> None:
+        """Runs may have been written meanwhile."""
+        assert self.merging is not None
+        (inputs, with_oldest), self.merging = self.merging, None
+        entries = self.runs.merged(inputs, with_oldest=with_oldest)
+        run = None
+        if entries:
+            builder = RunBuilder(VOLUME, inputs[0].info.sequence, len(entries), self.block_bytes)
+            for one in inputs:
+                builder.note_chunks(one.chunks)
+            blocks = builder.add(entries)
+            rest, index = builder.finish()
+            run = written_run(VOLUME, self.runs.write(blocks + rest), builder, index, self.state)
+        self.checkpoints.merged = Merged(inputs, run)
 
     # --- what must hold
 
     def read(self, state: VolumeState, at: int) -> dict[bytes, bytes]:
-        entries, more = state.map.page(b"", b"", b"", 100, at)
+        entries, more = self.runs.asked(lambda: state.map.page(b"", b"", b"", 100, at))
         assert not more
         found: dict[bytes, bytes] = {}
         for entry in entries:
-            version = state.map.find(entry.key, at)
+            version = self.runs.asked(lambda: state.map.find(entry.key, at))  # noqa: B023
             assert version is not None
             found[entry.key] = self.value_of(version)
         return found
@@ -323,21 +412,26 @@ class VolumeMachine(RuleBasedStateMachine):
         found: list[bytes] = []
         start = b""
         while True:
-            changes, start = self.state.map.changes(since, until, start, b"", 2)
+            changes, start = self.runs.asked(
+                lambda: self.state.map.changes(since, until, start, b"", 2)  # noqa: B023
+            )
             for key, old, new in changes:
-                assert old == self.state.map.find(key, since)
-                assert new == self.state.map.find(key, until)
+                assert old == self.find(key, since)
+                assert new == self.find(key, until)
             found += [key for key, *_ in changes]
             if not start:
                 return found
 
+    def find(self, key: bytes, at: int) -> StoredVersion | None:
+        return self.runs.asked(lambda: self.state.map.find(key, at))
+
     @invariant()
     def a_log_names_every_version_that_is_seen(self) -> None:
-        moments = [0, *self.state.snapshot_sequences()]
+        moments = [0, *self.state.seen_sequences()]
         for key in (b"a", b"z"):
-            seen = [found.sequence for at in moments if (found := self.state.map.find(key, at))]
+            seen = [found.sequence for at in moments if (found := self.find(key, at))]
             try:
-                versions = key_history(KeyHistory(key), self.state).versions
+                versions = self.runs.asked(lambda: key_history(KeyHistory(key), self.state)).versions  # noqa: B023
             except NotFound:
                 versions = ()
             present = [one for one in versions if not one.deleted]
@@ -346,26 +440,29 @@ class VolumeMachine(RuleBasedStateMachine):
 
     @invariant()
     def live_bytes_are_what_versions_refer_to(self) -> None:
-        referred = 0
-        frozen = self.state.map.freeze(whole=True)
-        self.state.map.unfreeze(frozen)
-        for _, newest, older in frozen.entries():
-            for packed in (*older, *(() if newest is None else (newest,))):
-                referred += sum(extent.length for extent in decode_version(packed).extents)
+        keys = self.state.map
+        states = {
+            key: (newest, older)
+            for run in reversed(keys.runs)
+            for key, newest, older in self.runs.entries_of(run)
+        }
+        for table in (keys._frozen, keys._recent):
+            states |= {} if table is None else table.states
+        referred = sum(
+            extent.length
+            for newest, older in states.values()
+            for packed in (*older, *(() if newest is None else (newest,)))
+            for extent in decode_version(packed).extents
+        )
         assert self.state.chunks.totals()["live_bytes"] == referred
 
     @rule()
     def replay_gives_the_same(self) -> None:
         """From the last checkpoint, over what every member has acknowledged."""
-        state = VolumeState(VOLUME)
+        state = empty_state(0)
         start: tuple[ChunkId, int] | None = None
-        if self.checkpoint is not None:
-            head_bytes, runs, *_ = self.checkpoint
-            head = decode_head(VOLUME, memoryview(head_bytes))
-            for run in runs:
-                for entries in decode_blocks(VOLUME, memoryview(run)):
-                    state.map.load(entries)
-            state.load_head(head)
+        if (head := self.checkpoint) is not None:
+            state.load_head(head, [self.runs.open(run, state.map.cache) for run in reversed(head.runs)])
             start = (head.journal_chunk, head.journal_offset)
         lengths = dict(self.lengths)
         assert self.journal.writer is not None
@@ -383,14 +480,16 @@ class VolumeMachine(RuleBasedStateMachine):
                 header = decode_header(view, chunk, position)
                 records = decode_records(header, view[HEADER_BYTES : HEADER_BYTES + header.n_block], "")
                 for i, (record, at) in enumerate(zip(records, value_offsets(header, records), strict=True)):
+                    self.runs.asked(lambda: state.map.pin(keys_of(record)))  # noqa: B023
                     state.apply(record, header.base_sequence + i, chunk, position + at)
+                    state.map.unpin(keys_of(record))
                 position += header.length
         assert state.sequence == self.state.sequence
         self.check(state)
 
 
 TestVolumeMachine = VolumeMachine.TestCase
-TestVolumeMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestVolumeMachine.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 
 
 def test_pages_fold_prefixes_and_go_on_where_the_last_one_ended() -> None:

@@ -7,9 +7,15 @@ import random
 import pytest
 
 from blockstore.chunk.writer import ChunkWriter
-from blockstore.codec.journal_record import ChunkOpenedRecord, ChunkSealedRecord, DeleteRecord, PutRecord
+from blockstore.codec.journal_record import (
+    ChunkOpenedRecord,
+    ChunkSealedRecord,
+    DeleteRecord,
+    JournalRecord,
+    PutRecord,
+)
 from blockstore.codec.messages import ANY, Extent, Failed, Placement, Written
-from blockstore.codec.run_file import Result
+from blockstore.codec.run_file import Result, StoredVersion
 from blockstore.config import SESSION_CHUNKS_OPEN_MAX, SESSION_IDLE_SECONDS
 from blockstore.errors import BlockStoreError, Busy
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
@@ -18,7 +24,10 @@ from blockstore.volume.chunk_places import ChunkPlaces
 from blockstore.volume.chunk_table import DATA, RUN
 from blockstore.volume.journal import Journal
 from blockstore.volume.owner import Ended, Owner
+from blockstore.volume.sorted_run import BlocksMissing
 from blockstore.volume.state import VolumeState
+from blockstore.volume.versioned_map import VersionedMap
+from tests.map_runs import RunStore
 
 VOLUME = VolumeId(7)
 PLACEMENT = Placement(1, 1, (DiskId(1), DiskId(2)))
@@ -29,7 +38,7 @@ class Bench:
     """An owner whose journal has two members that acknowledge when they are told to."""
 
     def __init__(self) -> None:
-        self.state = VolumeState(VOLUME)
+        self.state = VolumeState(VOLUME, VersionedMap(0))
         self.journal = Journal(SessionId(1), 1, {})
         places = ChunkPlaces(VOLUME, 1, random.Random(1))
         self.owner = Owner(self.state, self.journal, places, 1, 0.0, lambda chunk, offset, value: None)
@@ -53,11 +62,15 @@ class Bench:
             for committed in self.journal.on_ack(writer, shard, length):
                 self.owner.apply(committed)
 
+    def submit(self, request: RequestId, record: JournalRecord) -> None:
+        self.owner.expect(request, self.results.append)
+        self.owner.submit(request, record, None)
+
     def open_data_chunk(self, number: int, length: int) -> ChunkId:
         """A chunk that the client was granted, wrote and finished."""
         chunk, request = ChunkId(VOLUME, 1, number), self.request()
         record = ChunkOpenedRecord(request, 0, chunk, PLACEMENT, 1_000, DATA)
-        self.owner.submit(request, record, None, self.results.append)
+        self.submit(request, record)
         self.journal.add(ChunkSealedRecord(chunk, length), None, None)
         self.commit()
         return chunk
@@ -66,12 +79,12 @@ class Bench:
         request = self.request()
         extents = (Extent(chunk, offset, 10, 10, 0),)
         record = PutRecord(request, 0, key, b"m", 10, 0, ANY, False, extents)
-        self.owner.submit(request, record, None, self.results.append)
+        self.submit(request, record)
         return request
 
     def delete(self, key: bytes) -> None:
         request = self.request()
-        self.owner.submit(request, DeleteRecord(request, 0, key, ANY), None, self.results.append)
+        self.submit(request, DeleteRecord(request, 0, key, ANY))
 
     def drop_dead(self) -> None:
         self.owner.drop_dead(frozenset({ChunkId(VOLUME, 1, 1)}), self.now)
@@ -190,7 +203,7 @@ def test_extents_of_a_put_that_was_refused_are_garbage_as_well() -> None:
     request = bench.request()
     extents = (Extent(chunk, 0, 10, 10, 0),)
     record = PutRecord(request, 0, b"key", b"m", 10, 0, 12345, False, extents)
-    bench.owner.submit(request, record, None, bench.results.append)
+    bench.submit(request, record)
     bench.commit()
     assert isinstance(bench.results[-1], Failed)
     bench.drop_dead()
@@ -203,7 +216,7 @@ def test_a_chunk_of_a_run_is_not_dropped_while_a_checkpoint_is_being_written() -
     chunk = ChunkId(VOLUME, 1, 2)
     request = bench.journal.own_request()
     record = ChunkOpenedRecord(request, 0, chunk, PLACEMENT, 1_000, RUN)
-    bench.owner.submit(request, record, None, bench.results.append)
+    bench.submit(request, record)
     bench.journal.add(ChunkSealedRecord(chunk, 1_000), None, None)
     bench.commit()
     needed = frozenset({ChunkId(VOLUME, 1, 1)})
@@ -219,7 +232,7 @@ def grant(bench: Bench, number: int) -> ChunkId:
     """An open chunk of the client."""
     chunk, request = ChunkId(VOLUME, 1, number), bench.request()
     record = ChunkOpenedRecord(request, 0, chunk, PLACEMENT, 1_000, DATA)
-    bench.owner.submit(request, record, None, bench.results.append)
+    bench.submit(request, record)
     bench.commit()
     return chunk
 
@@ -286,7 +299,7 @@ def test_a_session_has_a_bounded_number_of_open_chunks() -> None:
 
     for _ in range(SESSION_CHUNKS_OPEN_MAX):
         record = opening()
-        bench.owner.submit(record.request, record, None, bench.results.append)
+        bench.submit(record.request, record)
         bench.commit()
     with pytest.raises(Busy, match="open chunks"):
         opening()
@@ -300,3 +313,74 @@ def test_an_owner_that_falls_answers_everybody_who_waits() -> None:
     waiting = bench.owner.give_up()
     assert len(waiting) == 2
     assert bench.owner.n_pending == 0
+
+
+# --- keys whose states are on disk
+
+
+def stored_key(bench: Bench) -> RunStore:
+    """One key, in a run, of which nothing is in memory."""
+    chunk = bench.open_data_chunk(2, 100)
+    bench.put(b"key", chunk)
+    bench.commit()
+    runs = RunStore(VOLUME)
+    runs.flush(bench.state.map)
+    return runs
+
+
+def test_what_names_a_key_enters_the_journal_when_its_state_is_in_memory() -> None:
+    bench = Bench()
+    runs = stored_key(bench)
+    request = bench.request()
+    record = DeleteRecord(request, 0, b"key", ANY)
+    bench.owner.expect(request, bench.results.append)
+    with pytest.raises(BlocksMissing) as missing:
+        bench.owner.submit(request, record, None)
+    bench.commit()
+    assert len(bench.results) == 2, "it waits"
+    runs.fetch(missing.value)
+    bench.owner.submit(request, record, None)
+    for run in bench.state.map.runs:
+        run.forget()
+    bench.commit()
+    assert isinstance(bench.results[-1], Written)
+    runs.flush(bench.state.map)
+    with pytest.raises(BlocksMissing):
+        bench.state.map.find(b"key")  # nothing is kept for it any more
+
+
+def test_what_could_not_be_looked_up_is_refused_and_what_is_refused_keeps_nothing() -> None:
+    bench = Bench()
+    runs = stored_key(bench)
+    for is_pinned in (False, True):
+        request = bench.request()
+        bench.owner.expect(request, bench.results.append)
+        if is_pinned:
+            record = DeleteRecord(request, 0, b"key", ANY)
+            runs.asked(lambda: bench.owner.submit(request, record, None))  # noqa: B023
+            bench.state.map.runs[0].forget()
+        bench.owner.refuse([request], Busy("too much"))
+        assert isinstance(bench.results[-1], Busy)
+    runs.flush(bench.state.map)
+    for number in range(10):
+        bench.state.map.put(b"other-%d" % number, StoredVersion(90 + number, b"m"), 0)
+    runs.flush(bench.state.map)
+    with pytest.raises(BlocksMissing):
+        bench.state.map.find(b"key")
+
+
+def test_a_purge_that_needs_blocks_goes_on_where_it_was() -> None:
+    bench = Bench()
+    runs, keys = RunStore(VOLUME), bench.state.map
+    for number in range(6):
+        keys.put(b"%d" % number, StoredVersion(2 * number + 1, b"m"), 0)
+        keys.put(b"%d" % number, StoredVersion(2 * number + 2, b"m"), 2 * number + 1)
+    runs.flush(keys)
+    bench.state.history_to_purge = True
+    n_slices = 0
+    while runs.asked(lambda: bench.owner.purge_some(2)):
+        n_slices += 1
+    assert n_slices >= 3
+    runs.flush(keys)
+    assert [len(runs.asked(lambda: keys.versions(b"%d" % number))) for number in range(6)] == [1] * 6  # noqa: B023
+    assert not bench.owner.purge_some(2)

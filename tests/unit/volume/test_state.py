@@ -23,7 +23,7 @@ from blockstore.codec.messages import ABSENT, ANY, Extent, Failed, Granted, KeyW
 from blockstore.codec.messages import SnapshotRecord as SnapshotAnswer
 from blockstore.codec.run_file import Result
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
-from blockstore.volume.state import SNAPSHOTS_MAX, VolumeState
+from blockstore.volume.state import SNAPSHOTS_MAX, VIEWS_MAX, VolumeState
 
 VOLUME = VolumeId(7)
 JOURNAL = ChunkId(VOLUME, 1, 1)
@@ -126,7 +126,7 @@ def test_live_bytes_follow_overwriting_deleting_snapshots_and_purges(bench: Benc
     assert bench.live() == 20
     bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))
     assert bench.state.history_to_purge
-    bench.state.purge(bench.state.map.keys_with_history())
+    assert bench.state.purge_some(b"", 100) == b""
     assert bench.live() == 0
 
 
@@ -165,7 +165,7 @@ def test_a_snapshot_is_the_sequence_of_its_record_and_has_its_name_once(bench: B
     bench.snapshot("s")
     at = bench.state.sequence
     assert why(bench.snapshot("s")) == "AlreadyExists"
-    assert bench.state.snapshot_sequences() == [at]
+    assert bench.state.seen_sequences() == [at]
     assert bench.state.retains(at)
     assert bench.state.retains(0)
     assert not bench.state.retains(at - 1)
@@ -188,7 +188,7 @@ def test_a_held_snapshot_stays_until_it_is_released(bench: Bench) -> None:
         assert hold(True) == SnapshotAnswer("s", at, 1.0, True)
         assert why(delete()) == "SnapshotHeld"
         again = VolumeState(VOLUME)
-        again.load_head(bench.state.head(JOURNAL, 64, ()))
+        again.load_head(bench.state.head(JOURNAL, 64, ()), ())
         assert again.snapshots == bench.state.snapshots
     for _ in range(2):
         assert hold(False) == SnapshotAnswer("s", at, 1.0, False)
@@ -255,7 +255,7 @@ def test_a_restore_brings_back_what_a_snapshot_shows(bench: Bench) -> None:
     assert (untouched and untouched.sequence, changed and changed.sequence) == (kept, done)
     assert bench.live() == 61, "10 and 20 are referred to twice now"
     bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))
-    bench.state.purge(bench.state.map.keys_with_history())
+    assert bench.state.purge_some(b"", 100) == b""
     assert bench.live() == 31
 
 
@@ -332,12 +332,43 @@ def test_a_head_holds_everything_but_the_map(bench: Bench) -> None:
     bench.snapshot("s")
     bench.apply(EpochRecord(1, 0.0))
     again = VolumeState(VOLUME)
-    again.load_head(bench.state.head(JOURNAL, 64, ()))
+    again.load_head(bench.state.head(JOURNAL, 64, ()), ())
     assert again.sequence == bench.state.sequence
     assert again.epoch == 1
     assert again.snapshots == bench.state.snapshots
-    assert again.newest_snapshot == bench.state.newest_snapshot
-    assert again.retains(bench.state.newest_snapshot)
+    assert again.newest_seen == bench.state.newest_seen
+    assert again.retains(bench.state.newest_seen)
     assert again.sessions.to_stored() == bench.state.sessions.to_stored()
     assert again.chunks.to_stored() == bench.state.chunks.to_stored()
+    assert again.map.n_live == bench.state.map.n_live == 1
     assert again.history_to_purge, "a purge may have been cut short"
+
+
+def test_a_view_keeps_what_it_shows_until_nobody_uses_it(bench: Bench) -> None:
+    bench.put(b"k", 10)
+    at = bench.state.open_view(until=5.0)
+    bench.put(b"k", 20)
+    assert bench.state.retains(at)
+    then, now = bench.state.map.find(b"k", at), bench.state.map.find(b"k")
+    assert then is not None
+    assert now is not None
+    assert (then.size, now.size, bench.live()) == (10, 20, 30)
+    bench.state.prolong_view(at, 7.0)
+    bench.state.end_views(6.0)
+    assert bench.state.retains(at)
+    bench.state.end_views(7.0)
+    assert not bench.state.retains(at)
+    assert bench.state.history_to_purge
+    bench.state.purge_some(b"", 100)
+    assert bench.live() == 20
+
+
+def test_of_too_many_views_the_one_that_ends_first_ends(bench: Bench) -> None:
+    views: list[int] = []
+    for number in range(VIEWS_MAX + 1):
+        bench.put(b"k", 1)
+        views.append(bench.state.open_view(until=100.0 - number))
+    assert [bench.state.retains(at) for at in views[-2:]] == [False, True]
+    assert all(bench.state.retains(at) for at in views[:-2])
+    bench.state.prolong_view(views[-2], 200.0)
+    assert not bench.state.retains(views[-2]), "what has ended does not come back"

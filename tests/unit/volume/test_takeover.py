@@ -7,13 +7,14 @@ import pytest
 from blockstore.codec.control_record import JournalChunk
 from blockstore.codec.journal_record import (
     ChunkOpenedRecord,
+    DeleteRecord,
     EpochRecord,
     JournalRecord,
     build_batch,
     encode_header,
 )
-from blockstore.codec.messages import FragmentState, Placement
-from blockstore.codec.run_file import Root
+from blockstore.codec.messages import ANY, FragmentState, Placement
+from blockstore.codec.run_file import Root, StoredVersion
 from blockstore.errors import Corrupt
 from blockstore.ids import ChunkId, DiskId, NodeId, RequestId, SessionId, VolumeId
 from blockstore.volume.state import VolumeState
@@ -26,6 +27,8 @@ from blockstore.volume.takeover import (
     open_data,
     open_tail,
 )
+from blockstore.volume.versioned_map import VersionedMap
+from tests.map_runs import RunStore
 
 VOLUME = VolumeId(7)
 DISKS = (DiskId(11), DiskId(12), DiskId(13))
@@ -122,6 +125,27 @@ def test_a_journal_is_replayed_window_by_window() -> None:
     assert replay.wanted() is None
     assert state.sequence == last == replay.n_records
     assert state.chunks.find(DATA) is not None
+
+
+def test_a_replay_asks_for_the_blocks_that_its_records_need_and_goes_on() -> None:
+    state, runs = VolumeState(VOLUME, VersionedMap(0)), RunStore(VOLUME)
+    for sequence, key in enumerate((b"a", b"b"), 1):
+        state.map.put(key, StoredVersion(sequence, b"m"), 0)
+    runs.flush(state.map)
+    deletes: list[JournalRecord] = [
+        DeleteRecord(RequestId(SESSION, number), 0, key, ANY) for number, key in enumerate((b"b", b"a"), 1)
+    ]
+    content, _ = written([*deletes, EpochRecord(1, 0.0)])
+    replay = Replay(state, (JournalChunk(JOURNAL, DISKS, len(content)),), None)
+    assert replay.wanted() is not None
+    n_missing = 0
+    for missing in replay.take(memoryview(content)):
+        assert state.sequence == 0
+        if missing is not None:
+            n_missing += len(missing.ranges)
+            runs.fetch(missing)
+    assert (n_missing, state.sequence) == (2, 3)
+    assert runs.asked(lambda: state.map.find_many([b"a", b"b"])) == [None, None]
 
 
 def test_what_does_not_follow_is_refused() -> None:
