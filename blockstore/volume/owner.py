@@ -81,6 +81,8 @@ class Owner:
         self.put_bytes = self.placed_bytes = 0
         """Of values put since this owner began; and of these, what clients wrote into chunks themselves."""
         self._keys: dict[RequestId, Collection[bytes]] = {}  # pinned in the map
+        self._expected: dict[RequestId, int] = {}  # not in the journal yet, and their bytes
+        self._expected_bytes = 0
         self._purge_from: bytes | None = None
         journal.add(EpochRecord(epoch, wall), None, None)
 
@@ -105,14 +107,17 @@ class Owner:
             raise Busy("the session has too many requests in flight")
         if sessions.n_results(request.session) >= SESSION_UNSETTLED_MAX:
             raise Busy("the session has too many results that it does not settle")
-        if self.journal.waiting_bytes > OWNER_QUEUE_BYTES_MAX:
+        if self.journal.waiting_bytes + self._expected_bytes > OWNER_QUEUE_BYTES_MAX:
             raise Busy("the volume's journal has too much waiting")
         return False
 
-    def expect(self, request: RequestId, on_result: OnResult) -> None:
-        """It is here, and will be submitted or refused; `find_answer` has not found it."""
+    def expect(self, request: RequestId, on_result: OnResult, n_bytes: int = 0) -> None:
+        """It is here, with so many bytes, and will be submitted or refused; `find_answer` has not found
+        it."""
         self._pending[request] = [on_result]
         self._in_flight[request.session] += 1
+        self._expected[request] = n_bytes
+        self._expected_bytes += n_bytes
 
     def submit(self, request: RequestId, record: JournalRecord, value: memoryview | bytes | None) -> None:
         """Into the journal with what was expected. BlocksMissing: fetch them first, and submit it then."""
@@ -120,6 +125,7 @@ class Owner:
         if keys:
             self.state.map.pin(keys)
             self._keys[request] = keys
+        self._expected_bytes -= self._expected.pop(request, 0)
         self.journal.add(record, value, request)
 
     def apply(self, committed: Committed) -> None:
@@ -150,6 +156,7 @@ class Owner:
         for token in tokens:
             if isinstance(token, RequestId):
                 self._unpin(token)
+                self._expected_bytes -= self._expected.pop(token, 0)
                 self._forget_in_flight(token.session)
                 for on_result in self._pending.pop(token, ()):
                     on_result(error)

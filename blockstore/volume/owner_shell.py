@@ -189,9 +189,7 @@ class VolumeOwner:
             self._refuse_all()
 
     def _refuse_all(self) -> None:
-        current = self._world.control.views.volume(self.record.volume)
-        owner, epoch = (0, 0) if current is None else (current.owner, current.epoch)
-        error = NotOwner(self.record.volume, owner, epoch)
+        error = self._not_owner()
         waiting, self._waiting = self._waiting, []
         for call, _ in waiting:
             call.fail(error)
@@ -199,6 +197,11 @@ class VolumeOwner:
             on_result(error)
         for on_there in self._blocks.give_up():
             on_there(error)
+
+    def _not_owner(self) -> NotOwner:
+        current = self._world.control.views.volume(self.record.volume)
+        owner, epoch = (0, 0) if current is None else (current.owner, current.epoch)
+        return NotOwner(self.record.volume, owner, epoch)
 
     def _start_serving(self) -> None:
         self._serving = True
@@ -240,6 +243,8 @@ class VolumeOwner:
             try:
                 if why is not None:
                     raise why
+                if not self._serving:
+                    raise self._not_owner()  # it has fallen while a disk was read
                 self._read(call, op, held)
             except BlockStoreError as error:
                 call.fail(error)
@@ -307,7 +312,7 @@ class VolumeOwner:
     def _submit(
         self, request: RequestId, record: JournalRecord, value: memoryview | None, on_result: OnResult
     ) -> None:
-        self._owner.expect(request, on_result)
+        self._owner.expect(request, on_result, 0 if value is None else len(value))
         self._submit_expected(request, record, value, {})
 
     def _submit_expected(
@@ -316,10 +321,10 @@ class VolumeOwner:
         owner = self._owner
 
         def again(why: BlockStoreError | None) -> None:
-            if why is None:
-                self._submit_expected(request, record, value, held)
-            else:
+            if why is not None:
                 owner.refuse((request,), why)
+            elif self._serving:  # else whoever waits was told when it fell
+                self._submit_expected(request, record, value, held)
 
         while True:
             try:
@@ -438,9 +443,12 @@ class VolumeOwner:
                     await trio.sleep(CHECKPOINT_RETRY_SECONDS)
 
     async def _merge(self) -> None:
-        """Keep the map's runs few. What was merged is named by the next checkpoint."""
+        """Keep the map's runs few. What was merged is named by the next checkpoint. Not on a full store: it
+        takes space before it gives some back, and what is left is for what is needed to delete."""
         while True:
             await trio.sleep(CHECKPOINT_LOOK_SECONDS)
+            if self._journal.is_full:
+                continue
             try:
                 await self._checkpointer.merge()
             except BlockStoreError as error:
