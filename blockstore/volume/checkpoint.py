@@ -28,7 +28,7 @@ from blockstore.codec.run_file import (
 from blockstore.ids import ChunkId, VolumeId
 from blockstore.volume.memtable import Memtable
 from blockstore.volume.run_builder import RunBuilder
-from blockstore.volume.sorted_run import BLOCK_BYTES, SortedRun
+from blockstore.volume.sorted_run import RUN_BLOCK_BYTES, SortedRun
 from blockstore.volume.state import VolumeState
 
 ENTRIES_AT_ONCE = 500
@@ -110,7 +110,7 @@ class Checkpoints:
         state: VolumeState,
         journal_chunk: ChunkId,
         journal_offset: int,
-        block_bytes: int = BLOCK_BYTES,
+        block_bytes: int = RUN_BLOCK_BYTES,
     ) -> Draft:
         """Freeze the state as it is now, with the journal applied up to there."""
         head = state.head(journal_chunk, journal_offset, ())

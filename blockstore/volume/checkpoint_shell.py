@@ -90,13 +90,13 @@ class Checkpointer:
         core, state = self._core, self._state
         draft = core.begin(state, journal_chunk, journal_offset)
         try:
-            run = _Appending(self._writer, state, self._world)
+            run = Appending(self._writer, state, self._world)
             for blocks in draft.blocks():
                 await run.add(blocks)
                 await trio.lowlevel.checkpoint()
             draft.on_written(await run.finish(), state)
             runs = core.runs_with(draft)
-            head = _Appending(self._writer, state, self._world)
+            head = Appending(self._writer, state, self._world)
             await head.add(core.encode_head(draft, runs))
             root = core.root_of(draft, await head.finish())
             core.on_committing(root, runs)
@@ -139,7 +139,7 @@ class Checkpointer:
             builder.note_chunks(chunk for chunk in run.chunks if state.chunks.find(chunk) is not None)
         merge = Merge(len(inputs), with_oldest=with_oldest)
         sources = [_Source(run) for run in inputs]
-        output = _Appending(self._merge_writer, state, world)
+        output = Appending(self._merge_writer, state, world)
         n_read = 0
         while not merge.is_done:
             began = world.clock.now()
@@ -166,7 +166,7 @@ class Checkpointer:
         return Merged(inputs, run)
 
 
-class _Appending:
+class Appending:
     """Bytes that become extents, so many at a time."""
 
     def __init__(self, writer: DataWriter, state: VolumeState, world: World) -> None:

@@ -16,7 +16,7 @@ from blockstore.codec.run_file import (
 )
 from blockstore.ids import ChunkId, VolumeId
 from blockstore.volume.key_filter import KeyFilter
-from blockstore.volume.sorted_run import BLOCK_BYTES
+from blockstore.volume.sorted_run import RUN_BLOCK_BYTES
 
 _ENTRY_BYTES = 8
 """What MessagePack adds to an entry's parts."""
@@ -26,7 +26,7 @@ class RunBuilder:
     """Entries are added in the order of their keys; each call returns the blocks that are complete."""
 
     def __init__(
-        self, volume: VolumeId, sequence: int, n_keys_max: int, block_bytes: int = BLOCK_BYTES
+        self, volume: VolumeId, sequence: int, n_keys_max: int, block_bytes: int = RUN_BLOCK_BYTES
     ) -> None:
         self.sequence = sequence
         self.n_keys = 0

@@ -26,19 +26,19 @@ from blockstore.codec.run_file import (
     decode_entries,
     unpack_u64,
 )
-from blockstore.ids import ChunkId, VolumeId
+from blockstore.ids import ChunkId, MiB, VolumeId
 from blockstore.volume.key_filter import KeyFilter
 
 KeyState = tuple[bytes | None, tuple[bytes, ...]]
 """Newest version and older ones, as stored."""
 
-BLOCK_BYTES = 4096
+RUN_BLOCK_BYTES = 4096
 """A block ends with the entry that reaches this: a random look-up reads and decodes one."""
 
 READ_AHEAD_BLOCKS = 16
 """Asked for together by whoever reads keys in order."""
 
-CACHE_BYTES_MAX = 64 * 1024 * 1024
+BLOCK_CACHE_BYTES = 64 * MiB
 """Of blocks; of each volume that is owned."""
 
 PASSED_OVER = 1_000
@@ -73,7 +73,7 @@ class BlockCache:
     Who asks again after a fetch is `holding` all that was fetched for it so far: else two who need more than
     there is room for would drop each other's blocks for ever."""
 
-    def __init__(self, bytes_max: int = CACHE_BYTES_MAX) -> None:
+    def __init__(self, bytes_max: int = BLOCK_CACHE_BYTES) -> None:
         self.size = 0
         self._bytes_max = bytes_max
         self._bodies: OrderedDict[tuple[int, int], bytes] = OrderedDict()

@@ -64,7 +64,7 @@ def test_a_checkpoint_that_fails_is_made_again_and_loses_nothing(
     with blockstore.open(tmp_path / "s") as store:
         bucket = store.create_bucket("b")
         # Before its run is written, and when its root is being committed.
-        early = failing(monkeypatch, checkpoint_shell._Appending, "_write", NoSpace("a"), Unavailable("b"))
+        early = failing(monkeypatch, checkpoint_shell.Appending, "_write", NoSpace("a"), Unavailable("b"))
         late = failing(monkeypatch, RecordShell, "change", Unavailable("no answer"))
         for number in range(20):
             bucket.put(f"{number:02}", b"v%d" % number)

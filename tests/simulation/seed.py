@@ -155,7 +155,7 @@ class _Seed:
         async with trio.open_nursery() as nursery:
             self._cluster = SimCluster(world, nursery, self._n_nodes)
             self._watch = Watch(self._cluster)
-            with self._watch.listening_to_journals():
+            with self._watch.listening_to_owners():
                 for one in self._cluster.nodes:
                     one.machine.clock.rate = self._rng.choice((1.0, 1.0, 1.0, *CLOCK_RATES))
                     self._cluster.start(one)

@@ -11,9 +11,15 @@ import random
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from blockstore.ids import KiB, MiB
+from blockstore.volume.checkpoint import Checkpoints
+from blockstore.volume.compaction import n_to_merge
 from blockstore.volume.owner import Owner
+from blockstore.volume.run_builder import RunBuilder
+from blockstore.volume.sorted_run import BlockCache
+from blockstore.volume.versioned_map import VersionedMap
 
 CHOICES: dict[str, Sequence[int | float]] = {
     "INLINE_BYTES_MAX": (256, 2 * KiB, 16 * KiB),
@@ -24,8 +30,12 @@ CHOICES: dict[str, Sequence[int | float]] = {
     "JOURNAL_BATCH_BYTES_MAX": (4 * KiB, 1 * MiB),
     "BATCH_RECORDS_MAX": (1, 3, 1_000),
     "CHECKPOINT_JOURNAL_BYTES": (20 * KiB, 100 * KiB, 1 * MiB),
-    "RUNS_MAX": (2, 8),
-    "BLOCK_ENTRIES": (3, 500),
+    "RUNS_MAX": (2, 24),
+    "RUNS_PER_SIZE": (2, 4),
+    "SMALL_KEYS": (3, 100_000),
+    "RUN_BLOCK_BYTES": (1, 300, 4 * KiB),
+    "BLOCK_CACHE_BYTES": (0, 2 * KiB, 64 * MiB),
+    "KNOWN_KEYS_MAX": (0, 3, 250_000),
     "VALUE_CACHE_BYTES": (0, 20 * KiB, 128 * MiB),
     "REPLAY_WINDOW_BYTES": (64 * KiB, 4 * MiB),
     "RAFT_SNAPSHOT_ENTRIES": (10, 40, 10_000),
@@ -46,6 +56,17 @@ CHOICES: dict[str, Sequence[int | float]] = {
     "KEYS_AT_ONCE": (2, 2_000),
 }
 """To choose from; the real one is among them where it is not too large to matter in so short a life."""
+
+DEFAULTS: tuple[tuple[Any, int, str], ...] = (
+    (Owner.__init__, 0, "CHUNK_BYTES_MAX"),
+    (VersionedMap.__init__, 0, "KNOWN_KEYS_MAX"),
+    (BlockCache.__init__, 0, "BLOCK_CACHE_BYTES"),
+    (RunBuilder.__init__, 0, "RUN_BLOCK_BYTES"),
+    (Checkpoints.begin, 0, "RUN_BLOCK_BYTES"),
+    (n_to_merge, 0, "SMALL_KEYS"),
+    (n_to_merge, 1, "RUNS_PER_SIZE"),
+)
+"""Functions that have a setting as the default of an argument, and of which."""
 
 CHANGED_SHARE = 0.5
 """Of the settings that a seed draws anew; the others stay as they are in daemons."""
@@ -81,7 +102,7 @@ def _made_to_fit(drawn: dict[str, int | float]) -> dict[str, int | float]:
 def applied(settings: dict[str, int | float]) -> Generator[None]:
     """These settings, in every module that has them, for as long as the block lasts."""
     former: list[tuple[object, str, object]] = []
-    defaults = Owner.__init__.__defaults__
+    defaults = [(function, function.__defaults__) for function, _, _ in DEFAULTS]
     modules = [module for name, module in sorted(sys.modules.items()) if name.startswith("blockstore.")]
     try:
         for name, value in settings.items():
@@ -90,11 +111,14 @@ def applied(settings: dict[str, int | float]) -> Generator[None]:
             for module in holders:
                 former.append((module, name, vars(module)[name]))
                 setattr(module, name, value)
-        if "CHUNK_BYTES_MAX" in settings:
-            assert defaults is not None
-            Owner.__init__.__defaults__ = (settings["CHUNK_BYTES_MAX"], *defaults[1:])
+        for function, index, name in DEFAULTS:
+            if name in settings:
+                values = list(function.__defaults__ or ())
+                values[index] = settings[name]
+                function.__defaults__ = tuple(values)
         yield
     finally:
-        Owner.__init__.__defaults__ = defaults
-        for holder, name, usual in reversed(former):
-            setattr(holder, name, usual)
+        for function, usual in defaults:
+            function.__defaults__ = usual
+        for holder, name, before in reversed(former):
+            setattr(holder, name, before)

@@ -16,6 +16,8 @@ from blockstore.codec.run_file import Result
 from blockstore.daemon.node_shell import Node
 from blockstore.ids import ChunkId, DiskId
 from blockstore.node.slots_shell import file_name
+from blockstore.volume.checkpoint import Written
+from blockstore.volume.checkpoint_shell import Appending
 from blockstore.volume.owner_shell import VolumeOwner
 from blockstore.volume.state import VolumeState
 from tests.simulation.claims import Claims
@@ -71,8 +73,35 @@ class Watch:
                         self.claims.see_sealed(disk, chunk, length, zlib.crc32(data))
 
     @contextmanager
-    def listening_to_journals(self) -> Generator[None]:
-        """What any owner applies to its volume, live and in replay, is seen."""
+    def listening_to_owners(self) -> Generator[None]:
+        """What any of them applies to its volume, live and in replay, and writes of its map is seen."""
+        with self._listening_to_journals(), self._listening_to_runs():
+            yield
+
+    @contextmanager
+    def _listening_to_runs(self) -> Generator[None]:
+        add, finish = Appending.add, Appending.finish
+        parts: dict[Appending, bytearray] = {}
+
+        async def note(run: Appending, data: bytes) -> None:
+            parts.setdefault(run, bytearray()).extend(data)
+            await add(run, data)
+
+        async def end(run: Appending) -> Written:
+            written = await finish(run)
+            self.witness.run_bytes[written.extents] = bytes(parts.pop(run, b""))
+            return written
+
+        setattr(Appending, "add", note)  # noqa: B010 - a method, for a while
+        setattr(Appending, "finish", end)  # noqa: B010
+        try:
+            yield
+        finally:
+            setattr(Appending, "add", add)  # noqa: B010
+            setattr(Appending, "finish", finish)  # noqa: B010
+
+    @contextmanager
+    def _listening_to_journals(self) -> Generator[None]:
         witness, usual = self.witness, VolumeState.apply
 
         def apply(

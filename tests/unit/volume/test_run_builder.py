@@ -16,7 +16,7 @@ from blockstore.codec.run_file import (
 )
 from blockstore.ids import ChunkId, VolumeId
 from blockstore.volume.run_builder import RunBuilder
-from blockstore.volume.sorted_run import BLOCK_BYTES, BlockCache, SortedRun
+from blockstore.volume.sorted_run import RUN_BLOCK_BYTES, BlockCache, SortedRun
 from tests.map_runs import RunStore
 
 VOLUME = VolumeId(1)
@@ -38,7 +38,7 @@ ENTRIES: list[RunEntry] = [
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5])
-@pytest.mark.parametrize("block_bytes", [1, 60, BLOCK_BYTES])
+@pytest.mark.parametrize("block_bytes", [1, 60, RUN_BLOCK_BYTES])
 def test_a_run_reads_back_whatever_the_calls_that_made_it(at_once: int, block_bytes: int) -> None:
     builder = RunBuilder(VOLUME, 9, len(ENTRIES), block_bytes)
     data = b""
@@ -55,7 +55,7 @@ def test_a_run_reads_back_whatever_the_calls_that_made_it(at_once: int, block_by
     assert store.entries_of(run) == ENTRIES
     if block_bytes == 1:
         assert run.n_blocks == len(ENTRIES)
-    if block_bytes == BLOCK_BYTES:
+    if block_bytes == RUN_BLOCK_BYTES:
         assert run.n_blocks == 1
 
 
@@ -87,4 +87,4 @@ def test_blocks_are_of_the_size_that_a_look_up_reads() -> None:
     builder.add([(b"%09d" % number, version(number + 1), ()) for number in range(2_000)])
     ends = unpack_u64(builder.finish()[1].ends)
     sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    assert all(BLOCK_BYTES * 0.9 < size < BLOCK_BYTES * 1.1 for size in sizes[:-1])
+    assert all(RUN_BLOCK_BYTES * 0.9 < size < RUN_BLOCK_BYTES * 1.1 for size in sizes[:-1])
