@@ -56,7 +56,7 @@ class Background:
         core, node = self._core, self._node
         while True:
             await node.sleep(self._settings.tidy_seconds)
-            await self._purge()
+            is_purged = await self._purge()
             now = node.now()
             core.end_idle_grants(now)
             self._state.end_views(now)
@@ -67,18 +67,20 @@ class Background:
             for chunk, disks, length in core.take_ended():
                 seal_members(node, self._owned.record.epoch, chunk, disks, length)
             for chunk, placement in self._state.chunks.take_dropped():
-                node.world.witness.on_dropped(self._state, chunk)
+                if is_purged:  # else versions that nobody sees are still there, which a replay brought back
+                    node.world.witness.on_dropped(self._state, chunk)
                 self._garbage.add(chunk, placement.disks)
             for disk, chunk in self._garbage.next(sorted(node.live_disks())):
                 self._delete(disk, chunk)
 
-    async def _purge(self) -> None:
+    async def _purge(self) -> bool:
+        """False: blocks of the map could not be read."""
         while True:
             try:
                 if not await self._run.with_blocks(lambda: self._core.purge_some(2)):
-                    return
+                    return True
             except BlockStoreError:
-                return
+                return False
             await self._node.sleep(0.001)
 
     def _delete(self, disk: DiskId, chunk: ChunkId) -> None:
