@@ -1,0 +1,155 @@
+"""Whose turn is it? Which writes of one writer of a block device may be under way together.
+
+Pure, but for the lock: a device may be written from many threads. A write waits until it has a *lane* (see
+docs/design/block.md) and nothing that it overlaps is under way or waiting before it. A write of which it is
+not known whether it was carried out leaves its lane *in doubt*, and what it touched: no other write begins
+before somebody who waits has settled it.
+
+Invariants: no two turns overlap; a lane belongs to one turn, or is free, or in doubt; while a lane is in
+doubt no turn begins."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+WAITERS_EXAMINED_MAX = 256
+"""Of those that wait, so many are looked at when a turn ends: four for each lane."""
+
+
+class Wake(Protocol):
+    """Lets one wait until another says so; a `trio.Event`, or the like of it for threads."""
+
+    def set(self) -> object: ...
+
+    async def wait(self) -> object: ...
+
+
+class Doubt:
+    """A lane whose last write may or may not have been carried out, or may be later; and the spans that it
+    may have reserved a slot in."""
+
+    __slots__ = ("lane", "spans")
+
+    def __init__(self, lane: int, spans: Sequence[int]) -> None:
+        self.lane, self.spans = lane, tuple(spans)
+
+
+class Turn:
+    """One write of the bytes [start, end). It has its turn when it has a lane; before that, `doubt` is what
+    it must settle first."""
+
+    __slots__ = ("doubt", "end", "lane", "spans", "start", "wake")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start, self.end = start, end
+        self.lane = -1
+        self.doubt: Doubt | None = None
+        self.wake: Wake | None = None
+        self.spans: Sequence[int] = ()  # in which it reserved a slot
+
+    def overlaps(self, other: Turn) -> bool:
+        return self.start < other.end and other.start < self.end
+
+
+class Turns:
+    """The lanes, each with the sequence that its key has, and the turns."""
+
+    def __init__(self, sequence: int, n_lanes: int, new_wake: Callable[[], Wake]) -> None:
+        self._sequences = [sequence] * n_lanes
+        self._free = list(range(n_lanes))
+        self._new_wake = new_wake
+        self._lock = threading.Lock()
+        self._running: set[Turn] = set()
+        self._waiting: dict[Turn, None] = {}  # in order
+        self._doubts: list[Doubt] = []
+        self._is_settling = False
+        self.is_lost = False  # another writer took the device over
+
+    def sequence(self, turn: Turn) -> int:
+        """Of the lane that the turn has."""
+        return self._sequences[turn.lane]
+
+    def enter(self, start: int, end: int) -> Turn:
+        turn = Turn(start, end)
+        with self._lock:
+            self._waiting[turn] = None
+            self._advance()
+            if turn in self._waiting:
+                turn.wake = self._new_wake()
+        return turn
+
+    def is_ready(self, turn: Turn) -> bool:
+        """Whether there is something to do: it has its turn, or a doubt to settle, or all is lost."""
+        return turn.lane >= 0 or turn.doubt is not None or self.is_lost
+
+    def rearm(self, turn: Turn) -> None:
+        """Before waiting once more."""
+        with self._lock:
+            if not self.is_ready(turn):
+                turn.wake = self._new_wake()
+
+    def advance(self, turn: Turn, sequence: int) -> None:
+        """The turn's lane was written."""
+        self._sequences[turn.lane] = sequence
+
+    def leave(self, turn: Turn, *, in_doubt: bool) -> None:
+        """The turn is over, or it is given up while it waits. In doubt: its last write may come true yet."""
+        with self._lock:
+            self._waiting.pop(turn, None)
+            if turn in self._running:
+                self._running.remove(turn)
+                if in_doubt:
+                    self._doubts.append(Doubt(turn.lane, turn.spans))
+                else:
+                    self._free.append(turn.lane)
+            elif turn.doubt is not None:  # whoever settles gave up; another one shall
+                self._doubts.append(turn.doubt)
+                turn.doubt = None
+                self._is_settling = False
+            self._advance()
+
+    def settled(self, turn: Turn, sequence: int) -> None:
+        """The doubt that the turn was given is settled; its lane has this sequence."""
+        with self._lock:
+            assert turn.doubt is not None
+            self._sequences[turn.doubt.lane] = sequence
+            self._free.append(turn.doubt.lane)
+            turn.doubt = None
+            self._is_settling = False
+            self._advance()
+
+    def lose(self) -> None:
+        """Another writer took the device over: nobody here has a turn any more."""
+        with self._lock:
+            self.is_lost = True
+            for turn in self._waiting:
+                _wake(turn)
+
+    def _advance(self) -> None:
+        if self._is_settling:
+            return
+        if self._doubts:
+            for turn in self._waiting:
+                turn.doubt = self._doubts.pop()
+                self._is_settling = True
+                _wake(turn)
+                return
+            return
+        before: list[Turn] = []
+        for turn in list(self._waiting)[:WAITERS_EXAMINED_MAX]:
+            if not self._free:
+                return
+            if any(map(turn.overlaps, self._running)) or any(map(turn.overlaps, before)):
+                before.append(turn)
+                continue
+            del self._waiting[turn]
+            self._running.add(turn)
+            turn.lane = self._free.pop()
+            _wake(turn)
+
+
+def _wake(turn: Turn) -> None:
+    if turn.wake is not None:
+        turn.wake.set()
