@@ -3,12 +3,12 @@
 Pure. A device is cut into *spans* of 1 MiB, and each span into 256 *blocks* of 4 KiB. What was never
 written has no key at all, and reads as zeros.
 
-    key                            value h                              header: MessagePack [1, size, block
-    bytes, span bytes] w LANE                         nothing; its metadata is the token of the writer
-    (`api/block_writing.py`) i LANE                         5 bytes each: span (4), slot (1): whole spans
-    that this lane writes or wrote last b SPAN 00 SLOT                 a whole span, 1 MiB, in slot 0 or 1;
-    or nothing: the slot is reserved b SPAN 01 BLOCK                a block, 4 KiB; or nothing: the block
-    was zeroed
+    key               value
+    h                 header: MessagePack [1, size, block bytes, span bytes]
+    w LANE            nothing; its metadata is the token of the writer
+    i LANE            5 bytes each, span (4) and slot (1): the whole spans that this lane writes, or wrote last
+    b SPAN 00 SLOT    a whole span, 1 MiB, in slot 0 or 1; or nothing: the slot is reserved
+    b SPAN 01 BLOCK   a block, 4 KiB; or nothing: the block was zeroed
 
 LANE, SLOT and BLOCK are one byte, SPAN four, big endian, so keys are in the order of the device. The
 metadata of a span or a block are 8 bytes that no other write of the device has: the engine compares
