@@ -11,6 +11,7 @@ doubt no turn begins."""
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -58,7 +59,7 @@ class Turns:
 
     def __init__(self, sequence: int, n_lanes: int, new_wake: Callable[[], Wake]) -> None:
         self._sequences = [sequence] * n_lanes
-        self._free = list(range(n_lanes))
+        self._free = deque(range(n_lanes))
         self._new_wake = new_wake
         self._lock = threading.Lock()
         self._running: set[Turn] = set()
@@ -146,7 +147,7 @@ class Turns:
                 continue
             del self._waiting[turn]
             self._running.add(turn)
-            turn.lane = self._free.pop()
+            turn.lane = self._free.popleft()
             _wake(turn)
 
 

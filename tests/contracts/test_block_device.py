@@ -380,32 +380,46 @@ async def test_a_failed_write_never_comes_true_after_a_later_one(seed: int, tmp_
             assert found in [bytes([value]) * BLOCK_BYTES for value in values], index
 
 
-async def test_what_a_former_writer_sent_before_is_decided_when_a_new_one_opens(tmp_path: Path) -> None:
+async def test_what_a_former_writer_sent_is_decided_when_a_new_one_opens(tmp_path: Path) -> None:
+    lengths = (MiB, 2 * MiB, BLOCK_BYTES)
+    n_late = 0
     async with aio.open(tmp_path / "store") as store:
         made = await store.create_block_device("vm", 8 * MiB)
-        session = untrusty(store)
-        device = BlockDevice(session, made.view, made.size, await take_over(session, trio.Event, 10))
-        await device.write(0, b"a" * 4 * MiB)
-        session.arm(1, 0.0)
-        for number in range(40):
+        for number in range(24):
+            session = untrusty(store)
+            device = BlockDevice(session, made.view, made.size, await take_over(session, trio.Event, 10))
+            session.arm(number, 0.0)
+            data = bytes([number]) * lengths[number % 3]
             with pytest.raises(Unavailable):  # sooner or later
                 while True:
-                    await device.write(number % 4 * MiB, b"b" * rng_length(number))
-        assert len(session.late) > 2
-        session.armed = False
-        new = await store.block_device("vm", writable=True)
-        before = await new.read(0, 8 * MiB)
-        for late in session.late:
-            await session.deliver(late)
-        assert await new.read(0, 8 * MiB) == before
-        with pytest.raises(TakenOver):
-            await device.write(0, b"x")
+                    await device.write(number % 4 * MiB, data)
+            n_late += len(session.late)
+            session.armed = False
+            new = await store.block_device("vm", writable=True)
+            before = await new.read(0, 8 * MiB)
+            for late in session.late:
+                await session.deliver(late)
+            assert await new.read(0, 8 * MiB) == before
+            with pytest.raises(TakenOver):
+                await device.write(0, b"x")
+        assert n_late >= 6
         facts = await new.facts()
         assert cast("int", facts["allocated_bytes"]) < 5 * MiB + 64 * KiB  # nothing hidden is left
 
 
-def rng_length(number: int) -> int:
-    return (MiB, 2 * MiB, BLOCK_BYTES)[number % 3]
+async def test_what_is_overwritten_takes_no_space(store: aio.Store) -> None:
+    device = await store.create_block_device("vm", 4 * MiB)
+    for number in range(3):
+        await device.write(MiB, bytes([number]) * 2 * MiB)
+        for block in range(4):
+            await device.write(MiB + 4 * block * BLOCK_BYTES, b"x" * BLOCK_BYTES)
+    assert cast("int", (await device.facts())["allocated_bytes"]) < 2 * MiB + 32 * KiB
+    await device.write(MiB, bytes(2 * MiB))
+    assert cast("int", (await device.facts())["allocated_bytes"]) < 2 * MiB + KiB
+    await device.discard(0, 3 * MiB - 1)
+    assert cast("int", (await device.facts())["allocated_bytes"]) < MiB + 5 * KiB
+    await device.discard(0, 3 * MiB)
+    assert cast("int", (await device.facts())["allocated_bytes"]) < KiB
 
 
 # --- over a cluster, from many threads
