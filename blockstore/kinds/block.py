@@ -6,7 +6,7 @@ written has no key at all, and reads as zeros.
     key               value
     h                 header: MessagePack [1, size, block bytes, span bytes]
     w LANE            nothing; its metadata is the token of the writer
-    i LANE            5 bytes each, span (4) and slot (1): the whole spans that this lane writes, or wrote last
+    i LANE            5 bytes each, span (4) and slot (1): whole spans that this lane writes, or wrote last
     b SPAN 00 SLOT    a whole span, 1 MiB, in slot 0 or 1; or nothing: the slot is reserved
     b SPAN 01 BLOCK   a block, 4 KiB; or nothing: the block was zeroed
 
@@ -22,7 +22,6 @@ slot's sequence."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
@@ -71,18 +70,6 @@ def check_size(size: object) -> int:
             f"A block device has 1 byte to 64 TiB ({DEVICE_BYTES_MAX:,} bytes), not {size:,}."
         )
     return size
-
-
-_SIZE = re.compile(r"(\d{1,20})\s*(?:([KMGT])i?B?|B)?", re.IGNORECASE | re.ASCII)
-_UNITS = {"": 1, "K": KiB, "M": MiB, "G": 1024 * MiB, "T": TiB}
-
-
-def parse_size(text: str) -> int:
-    """`4096`, `10G`, `10GiB`: units are powers of 1,024."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise InvalidRequest(f"{text!r} is no number of bytes; write it like 4096, 512M or 10GiB.")
-    return int(match[1]) * _UNITS[(match[2] or "").upper()]
 
 
 def check_range(offset: object, length: object, size: int) -> tuple[int, int]:
