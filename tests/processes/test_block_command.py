@@ -14,6 +14,7 @@ import blockstore
 from blockstore.daemon.local_cluster import LocalCluster
 from blockstore.errors import TakenOver
 from blockstore.ids import KiB, MiB
+from blockstore_cli.dev import wait_until_settled
 from tests.processes.test_command import Command, command
 
 __all__ = ["command"]
@@ -104,12 +105,13 @@ def test_what_cannot_be_is_refused(command: Command, tmp_path: Path) -> None:
 
 
 def test_killed_nodes_lose_no_acknowledged_write(tmp_path: Path) -> None:
-    """A writer numbers its blocks; its owner's node dies; then another writer takes over, and all is there."""
+    """A writer numbers its blocks; its owner's node dies; then another writer takes over: all is there."""
     n_blocks = 64
     with (
         LocalCluster.create(tmp_path / "c", 3, security="plain") as cluster,
         blockstore.connect(cluster.location) as store,
     ):
+        wait_until_settled(cluster)
         first = store.create_block_device("vm", 4 * MiB, policy="replicated(3)")
         acknowledged = [0] * n_blocks
         large = 0
@@ -138,11 +140,13 @@ def test_killed_nodes_lose_no_acknowledged_write(tmp_path: Path) -> None:
         for thread in (*threads, ending):
             thread.start()
         while not (all(acknowledged) and large):
+            assert all(thread.is_alive() for thread in threads)
             threads[0].join(0.01)
         victim = next(node for node in cluster.nodes if node.node == store.block_devices()[0].owner)
         victim.kill()
         seen = list(acknowledged)
         while not all(now > then for now, then in zip(acknowledged, seen, strict=True)):
+            assert all(thread.is_alive() for thread in threads)
             threads[0].join(0.01)
         stop.set()
         for thread in threads:
