@@ -91,8 +91,8 @@ async def _try_read(
     keys: list[bytes] = []
     ranges: list[tuple[int, int]] = []
     for part in asked:
-        for slot in (0, 1):
-            keys.append(block.slot_key(part.span, slot))
+        for side in (0, 1):
+            keys.append(block.side_key(part.span, side))
             ranges.append((part.start, part.end))
         for number in part.blocks:
             keys.append(block.block_key(part.span, number))
@@ -125,8 +125,8 @@ async def _try_read(
 
 def _pieces(part: Part, position: int, found: Sequence[Looked | None]) -> list[tuple[int, int, int, Looked]]:
     """What shows in the part, in the order to lay it down: a block over the whole span."""
-    slots = [(slot, one.sequence, one.size) for slot, one in enumerate(found[:2]) if one is not None]
-    current = block.current_slot(slots)
+    sides = [(side, one.sequence, one.size) for side, one in enumerate(found[:2]) if one is not None]
+    current = block.current_side(sides)
     base = found[current] if current >= 0 else None
     pieces: list[tuple[int, int, int, Looked]] = []
     hidden_blocks = 0

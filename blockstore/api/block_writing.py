@@ -1,10 +1,10 @@
 """Writing a block device: one writer, whose every change is refused once another has taken over.
 
-The engine offers conditions only on keys that a request changes. So a writer has 64 *lanes*, keys with its
+The engine offers conditions only on keys that a request changes. So a writer has 64 *permits*, keys with its
 token, and every change is a batch that also writes one of them, on condition that it is still as this
-writer left it. Taking over writes all lanes: then no batch of the former writer can be carried out any
+writer left it. Taking over writes all permits: then no batch of the former writer can be carried out any
 more, and no two writes of one writer stand in each other's way. A whole span goes past the owner, into
-chunks, and is made visible by a put whose condition is the slot that such a batch reserved; taking over
+chunks, and is made visible by a put whose condition is the side that such a batch reserved; taking over
 deletes what is reserved. See docs/design/block.md, with what may fail where."""
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ BLOCKS_PER_BATCH = 128
 """512 KiB of values in one batch; with their keys it stays below what the owner takes."""
 
 CHANGES_PER_BATCH = 900
-"""Without values; with the lane it stays below what the owner takes."""
+"""Without values; with the permit it stays below what the owner takes."""
 
 SPANS_PER_WAVE = 16
 """Whole spans that are reserved at once."""
 
 SETTLE_ATTEMPTS_MAX = 8
-"""Each that fails finds one more late request carried out: of a lane one batch, and a put for each span."""
+"""Each that fails finds one more late request carried out: of a permit one batch, and a put for each span."""
 
 
 class Writer:
-    """What a device open for writing knows: its token, its lanes, its size. All who write to it share
+    """What a device open for writing knows: its token, its permits, its size. All who write to it share
     this."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Writer:
     ) -> None:
         self.token = token
         self.size = size
-        self.turns = Turns(sequence, block.N_LANES, new_wake)
+        self.turns = Turns(sequence, block.N_PERMITS, new_wake)
         self._numbers = itertools.count(base)
         self._pid = os.getpid()
 
@@ -166,17 +166,17 @@ class BlockWriting:
     # --- whole spans
 
     async def _write_spans(self, turn: Turn, whole: Sequence[tuple[int, memoryview]]) -> None:
-        """Reserve a slot in each, fill them, delete what they hide. The turn covers the spans."""
+        """Reserve a side in each, fill them, delete what they hide. The turn covers the spans."""
         session, writer = self._session, self._writer
         shown = [await fetch_span(session, 0, span, self._timeout) for span, _ in whole]
-        targets = [(span, one.free_slot) for (span, _), one in zip(whole, shown, strict=True)]
+        targets = [(span, one.free_side) for (span, _), one in zip(whole, shown, strict=True)]
         intents = block.encode_intents(targets)
-        changes = [_put(block.intent_key(turn.lane), b"", intents)]
-        changes += [_put(block.slot_key(span, slot), writer.new_meta(), b"") for span, slot in targets]
+        changes = [_put(block.intent_key(turn.permit), b"", intents)]
+        changes += [_put(block.side_key(span, side), writer.new_meta(), b"") for span, side in targets]
         turn.spans = [span for span, _ in targets]
         reserved = await self._commit(turn, changes, [intents])
-        for (span, slot), (_, data) in zip(targets, whole, strict=True):
-            key, meta = block.slot_key(span, slot), writer.new_meta()
+        for (span, side), (_, data) in zip(targets, whole, strict=True):
+            key, meta = block.side_key(span, side), writer.new_meta()
             try:
                 await session.put(key, meta, BytesSource(data), reserved, self._timeout)
             except PreconditionFailed:
@@ -186,7 +186,7 @@ class BlockWriting:
             await self._commit(turn, hidden[first : first + CHANGES_PER_BATCH])
         turn.spans = ()
 
-    # --- turns and lanes
+    # --- turns and permits
 
     @asynccontextmanager
     async def _turn(self, start: int, end: int) -> AsyncGenerator[Turn]:
@@ -195,7 +195,7 @@ class BlockWriting:
         turn = turns.enter(start, end)
         in_doubt = True
         try:
-            while turn.lane < 0:
+            while turn.permit < 0:
                 writer.check(self._session.name)
                 if turn.doubt is not None:
                     turns.settled(turn, await self._settle(turn.doubt))
@@ -212,10 +212,10 @@ class BlockWriting:
         self, turn: Turn, changes: Sequence[KeyWrite], values: Sequence[bytes | memoryview] = ()
     ) -> int:
         """Carry out the changes, unless another writer took over; the sequence that they have then."""
-        key, token, expected = block.lane_key(turn.lane), self._writer.token, self._turns.sequence(turn)
-        lane = KeyWrite(key, token, 0, 0, expected)
+        key, token, expected = block.permit_key(turn.permit), self._writer.token, self._turns.sequence(turn)
+        permit = KeyWrite(key, token, 0, 0, expected)
         try:
-            sequence = await _send(self._session, (lane, *changes), values, self._timeout)
+            sequence = await _send(self._session, (permit, *changes), values, self._timeout)
         except PreconditionFailed:
             sequence = await self._check_applied(key, token)
         self._turns.advance(turn, sequence)
@@ -237,9 +237,9 @@ class BlockWriting:
         return TakenOver(f"Block device {self._session.name!r}")
 
     async def _settle(self, doubt: Doubt) -> int:
-        """Make sure that no request of a lane can come true any more; the sequence of its key."""
+        """Make sure that no request of a permit can come true any more; the sequence of its key."""
         try:
-            return await settle(self._session, doubt.lane, self._writer.token, doubt.spans, self._timeout)
+            return await settle(self._session, doubt.permit, self._writer.token, doubt.spans, self._timeout)
         except TakenOver:
             self._turns.lose()
             raise
@@ -253,17 +253,17 @@ async def take_over(session: VolumeSession, new_wake: Callable[[], Wake], timeou
     rng = session.cluster.rng
     token = rng.getrandbits(64).to_bytes(8, "big")
     await fetch_size(session, 0, timeout)  # making it was finished
-    sequence = await _send(session, _lanes(token, [ANY] * block.N_LANES), (), timeout)
-    op = ListKeys(block.INTENT_PREFIX, b"", b"", block.N_LANES, 0, b"")
+    sequence = await _send(session, _permits(token, [ANY] * block.N_PERMITS), (), timeout)
+    op = ListKeys(block.INTENT_PREFIX, b"", b"", block.N_PERMITS, 0, b"")
     keys = [entry.key for entry in (await session.ask(op, KeyPage, timeout)).entries]
     if keys:
         values = await session.fetch_many(keys, (), 0, timeout)
         spans = sorted({span for value in values for span in block.decode_intents(value or b"")})
         first = await settle(session, 0, token, spans, timeout)
         deletes = [KeyWrite(key, None, 0, 0, ANY) for key in keys]
-        lanes = _lanes(token, [first] + [sequence] * (block.N_LANES - 1))
+        permits = _permits(token, [first] + [sequence] * (block.N_PERMITS - 1))
         try:
-            sequence = await _send(session, (*lanes, *deletes), (), timeout)
+            sequence = await _send(session, (*permits, *deletes), (), timeout)
         except PreconditionFailed:
             raise TakenOver(f"Block device {session.name!r}") from None
     size = await fetch_size(session, 0, timeout)
@@ -271,12 +271,12 @@ async def take_over(session: VolumeSession, new_wake: Callable[[], Wake], timeou
 
 
 async def settle(
-    session: VolumeSession, lane: int, token: bytes, spans: Sequence[int], timeout: float
+    session: VolumeSession, permit: int, token: bytes, spans: Sequence[int], timeout: float
 ) -> int:
-    """Write a lane of ours, so that what was sent under it before can come true no more, and delete what
-    never shows in these spans, reserved slots among it, to which nobody else writes. The lane's
+    """Write a permit of ours, so that what was sent under it before can come true no more, and delete what
+    never shows in these spans, reserved sides among it, to which nobody else writes. The permit's
     sequence."""
-    key = block.lane_key(lane)
+    key = block.permit_key(permit)
     for _ in range(SETTLE_ATTEMPTS_MAX):
         entry = await session.fetch_entry(key, 0, timeout)
         if entry.meta != token:
@@ -319,8 +319,8 @@ async def _send(
     return (await session.ask(Batch(tuple(changes)), Written, timeout, payload)).sequence
 
 
-def _lanes(token: bytes, expected: Sequence[int]) -> list[KeyWrite]:
-    return [KeyWrite(block.lane_key(lane), token, 0, 0, one) for lane, one in enumerate(expected)]
+def _permits(token: bytes, expected: Sequence[int]) -> list[KeyWrite]:
+    return [KeyWrite(block.permit_key(permit), token, 0, 0, one) for permit, one in enumerate(expected)]
 
 
 def _put(key: bytes, meta: bytes, value: bytes | memoryview) -> KeyWrite:
@@ -328,8 +328,8 @@ def _put(key: bytes, meta: bytes, value: bytes | memoryview) -> KeyWrite:
 
 
 def _hidden(old: Shown) -> list[block.Version]:
-    """What a new value of the whole span hides, but for the slot that it goes to."""
-    return [one for one in old.versions() if one is not old.slots.get(old.free_slot)]
+    """What a new value of the whole span hides, but for the side that it goes to."""
+    return [one for one in old.versions() if one is not old.sides.get(old.free_side)]
 
 
 def _widened(start: int, end: int) -> tuple[int, int]:

@@ -5,20 +5,20 @@ written has no key at all, and reads as zeros.
 
     key               value
     h                 header: MessagePack [1, size, block bytes, span bytes]
-    w LANE            nothing; its metadata is the token of the writer
-    i LANE            5 bytes each, span (4) and slot (1): whole spans that this lane writes, or wrote last
-    b SPAN 00 SLOT    a whole span, 1 MiB, in slot 0 or 1; or nothing: the slot is reserved
+    w PERMIT          nothing; its metadata is the token of the writer
+    i PERMIT          5 bytes each, span (4) and side (1): whole spans that this permit writes or wrote
+    b SPAN 00 SIDE    a whole span, 1 MiB, in side 0 or 1; or nothing: the side is reserved
     b SPAN 01 BLOCK   a block, 4 KiB; or nothing: the block was zeroed
 
-LANE, SLOT and BLOCK are one byte, SPAN four, big endian, so keys are in the order of the device. The
+PERMIT, SIDE and BLOCK are one byte, SPAN four, big endian, so keys are in the order of the device. The
 metadata of a span or a block are 8 bytes that no other write of the device has: the engine compares
 versions by checksum and metadata, and 32 bits of checksum alone would let a change pass unseen once in a
 while.
 
-What shows: of the two slots the *current* one is that which has a value and the higher sequence. A block
-shows if its sequence is above the current slot's, and hides it; otherwise the current slot shows there,
-otherwise zeros. Keys that can never show again are *stale*: the other slot, and blocks below the current
-slot's sequence."""
+What shows: of the two sides the *current* one is that which has a value and the higher sequence. A block
+shows if its sequence is above the current side's, and hides it; otherwise the current side shows there,
+otherwise zeros. Keys that can never show again are *stale*: the other side, and blocks below the current
+side's sequence."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SPAN_BYTES: Final = 1 * MiB
 BLOCKS_PER_SPAN: Final = SPAN_BYTES // BLOCK_BYTES
 DEVICE_BYTES_MAX: Final = 64 * TiB
 
-N_LANES: Final = 64
+N_PERMITS: Final = 64
 """Writes of one writer under way at once; the next waits for one of them."""
 
 HEADER_VERSION: Final = 1
@@ -119,20 +119,20 @@ def decode_header(value: bytes) -> int:
     return header.size
 
 
-def lane_key(lane: int) -> bytes:
-    return b"w%c" % lane
+def permit_key(permit: int) -> bytes:
+    return b"w%c" % permit
 
 
-def intent_key(lane: int) -> bytes:
-    return INTENT_PREFIX + bytes([lane])
+def intent_key(permit: int) -> bytes:
+    return INTENT_PREFIX + bytes([permit])
 
 
 def span_prefix(span: int) -> bytes:
     return SPAN_PREFIX + span.to_bytes(4, "big")
 
 
-def slot_key(span: int, slot: int) -> bytes:
-    return span_prefix(span) + bytes([0, slot])
+def side_key(span: int, side: int) -> bytes:
+    return span_prefix(span) + bytes([0, side])
 
 
 def block_key(span: int, block: int) -> bytes:
@@ -144,7 +144,7 @@ def span_of(key: bytes) -> int:
 
 
 def encode_intents(intents: Iterable[tuple[int, int]]) -> bytes:
-    return b"".join(span.to_bytes(4, "big") + bytes([slot]) for span, slot in intents)
+    return b"".join(span.to_bytes(4, "big") + bytes([side]) for span, side in intents)
 
 
 def decode_intents(value: bytes) -> list[int]:
@@ -155,7 +155,7 @@ def decode_intents(value: bytes) -> list[int]:
 
 
 def _split(key: bytes) -> tuple[int, bool, int]:
-    """`(span, whether it is a block, slot or block)`."""
+    """`(span, whether it is a block, side or block)`."""
     if len(key) != 7 or key[:1] != SPAN_PREFIX or key[5] > 1 or (key[5] == 0 and key[6] > 1):
         raise Corrupt("A block device's key", f"{key!r} is none")
     return int.from_bytes(key[1:5], "big"), key[5] == 1, key[6]
@@ -245,27 +245,27 @@ class Shown:
     """One span, as all its keys together show it. `versions`: of the span's keys, in any order."""
 
     def __init__(self, versions: Iterable[Version]) -> None:
-        self.slots: dict[int, Version] = {}
+        self.sides: dict[int, Version] = {}
         self.blocks: dict[int, Version] = {}
         for version in versions:
             _, is_block, number = _split(version.key)
-            (self.blocks if is_block else self.slots)[number] = version
+            (self.blocks if is_block else self.sides)[number] = version
             if version.size not in (0, BLOCK_BYTES if is_block else SPAN_BYTES):
                 raise Corrupt("A block device's value", f"{version.key!r} has {version.size} bytes")
-        self.current = current_slot([(slot, one.sequence, one.size) for slot, one in self.slots.items()])
+        self.current = current_side([(side, one.sequence, one.size) for side, one in self.sides.items()])
 
     @property
     def base(self) -> Version | None:
-        return None if self.current < 0 else self.slots[self.current]
+        return None if self.current < 0 else self.sides[self.current]
 
     @property
-    def free_slot(self) -> int:
-        """The slot that a new value of the whole span goes to."""
+    def free_side(self) -> int:
+        """The side that a new value of the whole span goes to."""
         return 1 if self.current == 0 else 0
 
     def stale(self) -> list[Version]:
-        """What never shows again, reserved slots among it."""
-        others = [one for slot, one in self.slots.items() if slot != self.current]
+        """What never shows again, reserved sides among it."""
+        others = [one for side, one in self.sides.items() if side != self.current]
         base = self.base
         if base is None:
             return others
@@ -279,7 +279,7 @@ class Shown:
         return base
 
     def versions(self) -> list[Version]:
-        return [*self.slots.values(), *self.blocks.values()]
+        return [*self.sides.values(), *self.blocks.values()]
 
     def zeroing(self, blocks: range) -> tuple[list[bytes], list[bytes]]:
         """Keys to put without a value, and keys to delete, so that these blocks read as zeros."""
@@ -293,9 +293,9 @@ class Shown:
         return [block_key(span, block) for block in blocks if self.source(block) is not None], []
 
 
-def current_slot(slots: Iterable[tuple[int, int, int]]) -> int:
-    """Of (slot, sequence, size): the one that counts; -1 if none does."""
-    return max(((sequence, slot) for slot, sequence, size in slots if size), default=(0, -1))[1]
+def current_side(sides: Iterable[tuple[int, int, int]]) -> int:
+    """Of (side, sequence, size): the one that counts; -1 if none does."""
+    return max(((sequence, side) for side, sequence, size in sides if size), default=(0, -1))[1]
 
 
 # --- diff

@@ -1,11 +1,11 @@
 """Whose turn is it? Which writes of one writer of a block device may be under way together.
 
-Pure, but for the lock: a device may be written from many threads. A write waits until it has a *lane* (see
+Pure, but for the lock: a device may be written from many threads. A write waits until it has a *permit* (see
 docs/design/block.md) and nothing that it overlaps is under way or waiting before it. A write of which it is
-not known whether it was carried out leaves its lane *in doubt*, and what it touched: no other write begins
+not known whether it was carried out leaves its permit *in doubt*, and what it touched: no other write begins
 before somebody who waits has settled it.
 
-Invariants: no two turns overlap; a lane belongs to one turn, or is free, or in doubt; while a lane is in
+Invariants: no two turns overlap; a permit belongs to one turn, or is free, or in doubt; while a permit is in
 doubt no turn begins."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 WAITERS_EXAMINED_MAX = 256
-"""Of those that wait, so many are looked at when a turn ends: four for each lane."""
+"""Of those that wait, so many are looked at when a turn ends: four for each permit."""
 
 
 class Wake(Protocol):
@@ -28,38 +28,38 @@ class Wake(Protocol):
 
 
 class Doubt:
-    """A lane whose last write may or may not have been carried out, or may be later; and the spans that it
-    may have reserved a slot in."""
+    """A permit whose last write may or may not have been carried out, or may be later; and the spans that it
+    may have reserved a side in."""
 
-    __slots__ = ("lane", "spans")
+    __slots__ = ("permit", "spans")
 
-    def __init__(self, lane: int, spans: Sequence[int]) -> None:
-        self.lane, self.spans = lane, tuple(spans)
+    def __init__(self, permit: int, spans: Sequence[int]) -> None:
+        self.permit, self.spans = permit, tuple(spans)
 
 
 class Turn:
-    """One write of the bytes [start, end). It has its turn when it has a lane; before that, `doubt` is what
+    """One write of the bytes [start, end). It has its turn when it has a permit; before that, `doubt` is what
     it must settle first."""
 
-    __slots__ = ("doubt", "end", "lane", "spans", "start", "wake")
+    __slots__ = ("doubt", "end", "permit", "spans", "start", "wake")
 
     def __init__(self, start: int, end: int) -> None:
         self.start, self.end = start, end
-        self.lane = -1
+        self.permit = -1
         self.doubt: Doubt | None = None
         self.wake: Wake | None = None
-        self.spans: Sequence[int] = ()  # in which it reserved a slot
+        self.spans: Sequence[int] = ()  # in which it reserved a side
 
     def overlaps(self, other: Turn) -> bool:
         return self.start < other.end and other.start < self.end
 
 
 class Turns:
-    """The lanes, each with the sequence that its key has, and the turns."""
+    """The permits, each with the sequence that its key has, and the turns."""
 
-    def __init__(self, sequence: int, n_lanes: int, new_wake: Callable[[], Wake]) -> None:
-        self._sequences = [sequence] * n_lanes
-        self._free = deque(range(n_lanes))
+    def __init__(self, sequence: int, n_permits: int, new_wake: Callable[[], Wake]) -> None:
+        self._sequences = [sequence] * n_permits
+        self._free = deque(range(n_permits))
         self._new_wake = new_wake
         self._lock = threading.Lock()
         self._running: set[Turn] = set()
@@ -69,8 +69,8 @@ class Turns:
         self.is_lost = False  # another writer took the device over
 
     def sequence(self, turn: Turn) -> int:
-        """Of the lane that the turn has."""
-        return self._sequences[turn.lane]
+        """Of the permit that the turn has."""
+        return self._sequences[turn.permit]
 
     def enter(self, start: int, end: int) -> Turn:
         turn = Turn(start, end)
@@ -83,7 +83,7 @@ class Turns:
 
     def is_ready(self, turn: Turn) -> bool:
         """Whether there is something to do: it has its turn, or a doubt to settle, or all is lost."""
-        return turn.lane >= 0 or turn.doubt is not None or self.is_lost
+        return turn.permit >= 0 or turn.doubt is not None or self.is_lost
 
     def rearm(self, turn: Turn) -> None:
         """Before waiting once more."""
@@ -92,8 +92,8 @@ class Turns:
                 turn.wake = self._new_wake()
 
     def advance(self, turn: Turn, sequence: int) -> None:
-        """The turn's lane was written."""
-        self._sequences[turn.lane] = sequence
+        """The turn's permit was written."""
+        self._sequences[turn.permit] = sequence
 
     def leave(self, turn: Turn, *, in_doubt: bool) -> None:
         """The turn is over, or it is given up while it waits. In doubt: its last write may come true yet."""
@@ -102,9 +102,9 @@ class Turns:
             if turn in self._running:
                 self._running.remove(turn)
                 if in_doubt:
-                    self._doubts.append(Doubt(turn.lane, turn.spans))
+                    self._doubts.append(Doubt(turn.permit, turn.spans))
                 else:
-                    self._free.append(turn.lane)
+                    self._free.append(turn.permit)
             elif turn.doubt is not None:  # whoever settles gave up; another one shall
                 self._doubts.append(turn.doubt)
                 turn.doubt = None
@@ -112,11 +112,11 @@ class Turns:
             self._advance()
 
     def settled(self, turn: Turn, sequence: int) -> None:
-        """The doubt that the turn was given is settled; its lane has this sequence."""
+        """The doubt that the turn was given is settled; its permit has this sequence."""
         with self._lock:
             assert turn.doubt is not None
-            self._sequences[turn.doubt.lane] = sequence
-            self._free.append(turn.doubt.lane)
+            self._sequences[turn.doubt.permit] = sequence
+            self._free.append(turn.doubt.permit)
             turn.doubt = None
             self._is_settling = False
             self._advance()
@@ -147,7 +147,7 @@ class Turns:
                 continue
             del self._waiting[turn]
             self._running.add(turn)
-            turn.lane = self._free.popleft()
+            turn.permit = self._free.popleft()
             _wake(turn)
 
 

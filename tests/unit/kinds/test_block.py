@@ -19,8 +19,8 @@ from blockstore.kinds.block import (
 )
 
 
-def slot(number: int, sequence: int, size: int = SPAN_BYTES, span: int = 3) -> Version:
-    return Version(block.slot_key(span, number), sequence, size, sequence.to_bytes(8, "big"))
+def side(number: int, sequence: int, size: int = SPAN_BYTES, span: int = 3) -> Version:
+    return Version(block.side_key(span, number), sequence, size, sequence.to_bytes(8, "big"))
 
 
 def one_block(number: int, sequence: int, size: int = BLOCK_BYTES, span: int = 3) -> Version:
@@ -76,7 +76,7 @@ def test_keys_are_in_the_order_of_the_device() -> None:
     keys = [
         key
         for span in (0, 1, 255, 256, last)
-        for key in (block.slot_key(span, 0), block.slot_key(span, 1), block.block_key(span, 255))
+        for key in (block.side_key(span, 0), block.side_key(span, 1), block.block_key(span, 255))
     ]
     assert keys == sorted(keys)
     assert [block.span_of(key) for key in keys[::3]] == [0, 1, 255, 256, last]
@@ -110,44 +110,44 @@ def test_sizes_and_ranges_are_checked() -> None:
 
 
 def test_the_newest_shows() -> None:
-    shown = Shown([slot(0, 5), slot(1, 9), one_block(0, 4), one_block(1, 10), one_block(2, 11, 0)])
+    shown = Shown([side(0, 5), side(1, 9), one_block(0, 4), one_block(1, 10), one_block(2, 11, 0)])
     base = shown.base
     assert base is not None
     assert base.sequence == 9
-    assert shown.free_slot == 0
+    assert shown.free_side == 0
     assert shown.source(0) == base  # the block is older than the span
     assert shown.source(1) == one_block(1, 10)
     assert shown.source(2) is None  # zeroed since
     assert {one.sequence for one in shown.stale()} == {5, 4}
 
 
-def test_a_reserved_slot_does_not_show() -> None:
-    shown = Shown([slot(0, 5), slot(1, 9, 0)])
-    assert shown.base == slot(0, 5)
-    assert shown.free_slot == 1
-    assert shown.stale() == [slot(1, 9, 0)]
-    alone = Shown([slot(1, 9, 0), one_block(3, 2)])
+def test_a_reserved_side_does_not_show() -> None:
+    shown = Shown([side(0, 5), side(1, 9, 0)])
+    assert shown.base == side(0, 5)
+    assert shown.free_side == 1
+    assert shown.stale() == [side(1, 9, 0)]
+    alone = Shown([side(1, 9, 0), one_block(3, 2)])
     assert alone.base is None
     assert alone.source(3) == one_block(3, 2)
     assert alone.source(4) is None
     with pytest.raises(Corrupt):
-        Shown([slot(0, 5, 77)])
+        Shown([side(0, 5, 77)])
 
 
 def test_zeroing_deletes_what_it_can() -> None:
     thin = Shown([one_block(1, 2), one_block(2, 3, 0), one_block(9, 4)])
     assert thin.zeroing(range(4)) == ([], [block.block_key(3, 1), block.block_key(3, 2)])
-    full = Shown([slot(0, 5), one_block(1, 6, 0)])
+    full = Shown([side(0, 5), one_block(1, 6, 0)])
     assert full.zeroing(range(3)) == ([block.block_key(3, 0), block.block_key(3, 2)], [])
     put, delete = full.zeroing(range(BLOCKS_PER_SPAN))
     assert put == []
-    assert set(delete) == {block.slot_key(3, 0), block.block_key(3, 1)}
+    assert set(delete) == {block.side_key(3, 0), block.block_key(3, 1)}
 
 
 def test_changes_are_runs_of_blocks() -> None:
-    old = Shown([slot(0, 5, span=0), one_block(7, 6, span=0)])
+    old = Shown([side(0, 5, span=0), one_block(7, 6, span=0)])
     new = Shown(
-        [slot(0, 5, span=0)]
+        [side(0, 5, span=0)]
         + [one_block(number, 10 + number, span=0) for number in (2, 3)]
         + [one_block(4, 20, 0, span=0), one_block(7, 6, span=0)]
     )

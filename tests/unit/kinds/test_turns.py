@@ -30,49 +30,49 @@ def rang(turn: Turn) -> bool:
 def test_what_overlaps_goes_one_after_the_other() -> None:
     turns = Turns(7, 4, Bell)
     first, second, third = turns.enter(0, 10), turns.enter(5, 15), turns.enter(20, 30)
-    assert first.lane >= 0
-    assert third.lane >= 0
-    assert second.lane < 0
+    assert first.permit >= 0
+    assert third.permit >= 0
+    assert second.permit < 0
     behind = turns.enter(14, 16)
-    assert behind.lane < 0  # it would overtake one that it overlaps
+    assert behind.permit < 0  # it would overtake one that it overlaps
     turns.leave(first, in_doubt=False)
     assert rang(second)
-    assert second.lane >= 0
-    assert behind.lane < 0
+    assert second.permit >= 0
+    assert behind.permit < 0
     turns.leave(second, in_doubt=False)
-    assert behind.lane >= 0
+    assert behind.permit >= 0
 
 
-def test_there_are_so_many_lanes() -> None:
+def test_there_are_so_many_permits() -> None:
     turns = Turns(7, 2, Bell)
     first, second, third = (turns.enter(10 * index, 10 * index + 1) for index in range(3))
-    assert {first.lane, second.lane} == {0, 1}
-    assert third.lane < 0
+    assert {first.permit, second.permit} == {0, 1}
+    assert third.permit < 0
     turns.advance(second, 9)
     turns.leave(second, in_doubt=False)
-    assert third.lane == second.lane
+    assert third.permit == second.permit
     assert turns.sequence(third) == 9
     assert turns.sequence(first) == 7
 
 
-def test_nobody_begins_while_a_lane_is_in_doubt() -> None:
+def test_nobody_begins_while_a_permit_is_in_doubt() -> None:
     turns = Turns(7, 4, Bell)
     failed, other = turns.enter(0, 10), turns.enter(50, 60)
     waiting = turns.enter(0, 5)
     failed.spans = [3]
     turns.leave(failed, in_doubt=True)
     assert waiting.doubt is not None
-    assert (waiting.doubt.lane, waiting.doubt.spans) == (failed.lane, (3,))
+    assert (waiting.doubt.permit, waiting.doubt.spans) == (failed.permit, (3,))
     late = turns.enter(100, 110)
     turns.leave(other, in_doubt=False)
-    assert waiting.lane < 0
-    assert late.lane < 0
+    assert waiting.permit < 0
+    assert late.permit < 0
     turns.leave(waiting, in_doubt=True)  # it could not settle it
     assert late.doubt is not None
     turns.settled(late, 30)
-    assert late.lane >= 0
-    lanes = {turns.enter(200 + index, 201 + index).lane for index in range(3)}
-    assert failed.lane in lanes | {late.lane}
+    assert late.permit >= 0
+    permits = {turns.enter(200 + index, 201 + index).permit for index in range(3)}
+    assert failed.permit in permits | {late.permit}
 
 
 def test_all_are_woken_when_the_device_is_lost() -> None:
@@ -94,9 +94,9 @@ def test_no_two_overlap_and_all_get_their_turn(seed: int) -> None:
         if rng.random() < 0.5 and len(open_turns) < 40:
             start = rng.randrange(100)
             open_turns.append(turns.enter(start, start + rng.randrange(12)))
-        running = [turn for turn in open_turns if turn.lane >= 0]
+        running = [turn for turn in open_turns if turn.permit >= 0]
         assert not any(a.overlaps(b) for a in running for b in running if a is not b)
-        assert len({turn.lane for turn in running}) == len(running) <= 5
+        assert len({turn.permit for turn in running}) == len(running) <= 5
         for turn in open_turns:
             if turn.doubt is not None:
                 turns.settled(turn, 1)
@@ -108,7 +108,7 @@ def test_no_two_overlap_and_all_get_their_turn(seed: int) -> None:
                 turns.leave(turn, in_doubt=rng.random() < 0.2)
                 n_done += 1
     while open_turns:
-        turn = next(turn for turn in open_turns if turn.lane >= 0 or turn.doubt is not None)
+        turn = next(turn for turn in open_turns if turn.permit >= 0 or turn.doubt is not None)
         if turn.doubt is not None:
             turns.settled(turn, 1)
         else:
