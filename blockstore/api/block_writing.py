@@ -25,13 +25,26 @@ from blockstore.api.session import VolumeSession
 from blockstore.api.value_source import BytesSource
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.messages import ABSENT, ANY, Batch, KeyPage, KeyWrite, ListKeys, Written
-from blockstore.errors import InvalidRequest, NotFound, PreconditionFailed, TakenOver, Unavailable
+from blockstore.errors import (
+    BlockStoreError,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    TakenOver,
+    Unavailable,
+    from_wire,
+    to_wire,
+)
+from blockstore.ids import KiB
 from blockstore.kinds import block
 from blockstore.kinds.block import Part, Shown
-from blockstore.kinds.turns import Doubt, Turn, Turns, Wake
+from blockstore.kinds.turns import Doubt, Share, Turn, Turns, Wake
 
 BLOCKS_PER_BATCH = 128
 """512 KiB of values in one batch; with their keys it stays below what the owner takes."""
+
+SHARED_BYTES_MAX = 64 * KiB
+"""Writes of whole blocks up to this share batches. Larger ones gain little."""
 
 CHANGES_PER_BATCH = 900
 """Without values; with the permit it stays below what the owner takes."""
@@ -82,7 +95,10 @@ class BlockWriting:
 
     async def write(self, start: int, data: memoryview) -> None:
         end = start + data.nbytes
-        async with self._turn(*_widened(start, end)) as turn:
+        if data.nbytes <= SHARED_BYTES_MAX and not (start | end) % block.BLOCK_BYTES:
+            await self._write_blocks(start, data)
+            return
+        async with self._turn(self._turns.enter(*_widened(start, end))) as turn:
             whole: list[tuple[int, memoryview]] = []
             for part in block.parts(start, end):
                 piece = data[part.offset - start : part.offset - start + part.end - part.start]
@@ -95,12 +111,12 @@ class BlockWriting:
 
     async def zero(self, start: int, end: int) -> None:
         """Make it read as zeros, and give back what it took."""
-        async with self._turn(*_widened(start, end)) as turn:
+        async with self._turn(self._turns.enter(*_widened(start, end))) as turn:
             await self._zero(turn, start, end)
 
     async def resize(self, size: int) -> None:
         """What is cut off is zeroed first, so that it does not come back when the device grows again."""
-        async with self._turn(0, block.DEVICE_BYTES_MAX) as turn:
+        async with self._turn(self._turns.enter(0, block.DEVICE_BYTES_MAX)) as turn:
             if size < self._writer.size:
                 await self._zero(turn, size, self._writer.size)
             header = block.encode_header(size)
@@ -109,8 +125,54 @@ class BlockWriting:
 
     async def flush(self) -> None:
         """What is acknowledged is durable; but it is not said to be while a former write is in doubt."""
-        async with self._turn(0, 0):
+        async with self._turn(self._turns.enter(0, 0)):
             pass
+
+    # --- whole blocks
+
+    async def _write_blocks(self, start: int, data: memoryview) -> None:
+        """A few whole blocks, in one batch with those of others who wait for their turn as well."""
+        writer, turns = self._writer, self._turns
+        points = range(start, start + data.nbytes, block.BLOCK_BYTES)
+        changes: list[KeyWrite] = []
+        values: list[memoryview] = []
+        for point in points:
+            span, rest = divmod(point, block.SPAN_BYTES)
+            value = data[point - start : point - start + block.BLOCK_BYTES]
+            key = block.block_key(span, rest // block.BLOCK_BYTES)
+            changes.append(_put(key, writer.new_meta(), value))
+            values.append(value)
+        while True:
+            writer.check(self._session.name)
+            share = Share(changes, values, turns.new_wake())
+            turn, is_mine = turns.join(points, BLOCKS_PER_BATCH, share)
+            if is_mine:
+                await self._see_through(turn)
+                return
+            await share.done.wait()
+            if share.error is not None:
+                raise share.error
+            if not share.given_up:
+                return
+
+    async def _see_through(self, turn: Turn) -> None:
+        """Carry out a turn for all who share it, of whom the caller is the first."""
+        error: BlockStoreError | None = None
+        given_up = True
+        try:
+            async with self._turn(turn):
+                changes = [change for share in turn.shares for change in share.changes]
+                values = [value for share in turn.shares for value in share.values]
+                await self._commit(turn, changes, values)
+            given_up = False
+        except BlockStoreError as failed:
+            error = failed
+            raise
+        finally:
+            for share in turn.shares[1:]:
+                share.error = None if error is None else from_wire(*to_wire(error))
+                share.given_up = given_up
+                share.done.set()
 
     # --- parts of spans
 
@@ -189,10 +251,9 @@ class BlockWriting:
     # --- turns and permits
 
     @asynccontextmanager
-    async def _turn(self, start: int, end: int) -> AsyncGenerator[Turn]:
+    async def _turn(self, turn: Turn) -> AsyncGenerator[Turn]:
+        """Wait for the turn, and leave it at the end."""
         turns, writer = self._turns, self._writer
-        writer.check(self._session.name)
-        turn = turns.enter(start, end)
         in_doubt = True
         try:
             while turn.permit < 0:
