@@ -426,6 +426,41 @@ async def test_what_is_overwritten_takes_no_space(store: aio.Store) -> None:
     assert cast("int", (await device.facts())["allocated_bytes"]) < KiB
 
 
+async def test_who_shares_a_request_is_not_hurt_by_who_sends_it(tmp_path: Path) -> None:
+    """Tasks that write are cancelled or fail at random; the others' writes are there all the same."""
+    n_blocks = 400
+    async with aio.open(tmp_path / "store") as store:
+        made = await store.create_block_device("vm", n_blocks * BLOCK_BYTES)
+        session = untrusty(store)
+        device = BlockDevice(session, made.view, made.size, await take_over(session, trio.Event, 10))
+        session.arm(5, 0.3)
+        scopes = [trio.CancelScope() for _ in range(n_blocks)]
+        written: set[int] = set()
+        rng = random.Random(7)
+
+        async def write(index: int) -> None:
+            with scopes[index]:
+                while index not in written:
+                    try:
+                        await device.write(index * BLOCK_BYTES, bytes([index % 255 + 1]) * BLOCK_BYTES)
+                    except Unavailable:
+                        scopes[rng.randrange(n_blocks)].cancel()
+                    else:
+                        written.add(index)
+
+        async with trio.open_nursery() as nursery:
+            for index in range(n_blocks):
+                nursery.start_soon(write, index)
+        assert 0 < len([scope for scope in scopes if scope.cancelled_caught]) < n_blocks // 2
+        session.armed = False
+        await device.flush()
+        image = await device.read(0, n_blocks * BLOCK_BYTES)
+        for index in range(n_blocks):
+            found = image[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+            new = bytes([index % 255 + 1]) * BLOCK_BYTES
+            assert found == new or (index not in written and found == bytes(BLOCK_BYTES)), index
+
+
 # --- over a cluster, from many threads
 
 

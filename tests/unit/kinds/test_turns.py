@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from blockstore.kinds.turns import Turn, Turns
+from blockstore.kinds.turns import SHARED_TURNS_MAX, Share, Turn, Turns
 
 
 class Bell:
@@ -116,3 +116,56 @@ def test_no_two_overlap_and_all_get_their_turn(seed: int) -> None:
             turns.leave(turn, in_doubt=False)
         n_done += 1
     assert n_done > 50
+
+
+def share() -> Share:
+    return Share((), (), Bell())
+
+
+def test_small_writes_join_the_turn_that_waits() -> None:
+    turns = Turns(7, SHARED_TURNS_MAX + 5, Bell)
+    running = [turns.join([index], 4, share()) for index in range(SHARED_TURNS_MAX)]
+    assert all(is_new and turn.permit >= 0 for turn, is_new in running)
+    first, is_new = turns.join([100], 4, share())
+    assert is_new
+    assert first.permit < 0
+    assert turns.join([101, 102], 4, share()) == (first, False)
+    assert turns.join([103, 104], 4, share()) != (first, False)  # no room
+    turns.leave(running[0][0], in_doubt=False)
+    assert first.permit >= 0
+    assert len(first.shares) == 2
+    late, is_new = turns.join([105], 4, share())
+    assert late is not first
+    assert is_new is False  # it joined the one that found no room
+
+
+def test_writes_of_the_same_block_do_not_share_a_turn() -> None:
+    turns = Turns(7, 20, Bell)
+    first, _ = turns.join([0, 4096], 10, share())
+    second, is_new = turns.join([4096], 10, share())
+    assert is_new
+    assert second.permit < 0
+    third, is_new = turns.join([4096], 10, share())
+    assert is_new
+    around = turns.enter(0, 8192)
+    beside = turns.enter(8192, 9000)
+    assert beside.permit >= 0
+    assert around.permit < 0
+    turns.leave(first, in_doubt=False)
+    assert second.permit >= 0
+    turns.leave(second, in_doubt=False)
+    assert third.permit >= 0
+    turns.leave(third, in_doubt=False)
+    assert around.permit >= 0
+
+
+def test_a_shared_turn_that_is_given_up_is_joined_no_more() -> None:
+    turns = Turns(7, 20, Bell)
+    blocker = turns.enter(0, 100)
+    first, _ = turns.join([0], 10, share())
+    assert first.permit < 0
+    turns.leave(first, in_doubt=True)
+    second, is_new = turns.join([1], 10, share())
+    assert is_new
+    turns.leave(blocker, in_doubt=False)
+    assert second.permit >= 0
