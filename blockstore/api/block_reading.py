@@ -14,7 +14,14 @@ from blockstore.api.many_values import Looked, Remote
 from blockstore.api.session import VolumeSession
 from blockstore.api.snapshot import choose_snapshot
 from blockstore.codec.messages import KeyPage, ListKeys, SnapshotRecord
-from blockstore.errors import BlockStoreError, Corrupt, InvalidRequest, NotFound, Unavailable
+from blockstore.errors import (
+    BlockStoreError,
+    Corrupt,
+    InvalidRequest,
+    NotFound,
+    ProtocolViolation,
+    Unavailable,
+)
 from blockstore.ids import MiB
 from blockstore.kinds import block
 from blockstore.kinds.block import BLOCK_BYTES, SPAN_BYTES, Part, RangeChange, Shown, Version
@@ -25,8 +32,15 @@ READ_PIECE_BYTES = 16 * MiB
 KEYS_AT_ONCE = 3 * (block.BLOCKS_PER_SPAN + 2)
 """In one request: three spans, at most 3 MiB of blocks in the answer, which a frame takes."""
 
+LISTED_BLOCKS_MIN = 64
+"""From so many blocks of a span on, its keys are listed first."""
+
 SPANS_PER_DIFF = 64
 """Compared before a page of a diff is given out."""
+
+
+_Piece = tuple[int, int, int, Looked]
+"""Where in the result it goes, and which bytes, from and to, of what was found."""
 
 
 def words(name: str) -> str:
@@ -58,6 +72,8 @@ async def choose(session: VolumeSession, wanted: Moment, timeout: float) -> Snap
 
 async def read_range(session: VolumeSession, at: int, start: int, end: int, timeout: float) -> bytes:
     """The bytes [start, end) as of a sequence (0: now)."""
+    if start == end:
+        return b""
     if end - start <= READ_PIECE_BYTES:
         return bytes(await _read_piece(session, at, start, end, timeout))
     data = bytearray()
@@ -88,6 +104,10 @@ async def _read_piece(
 async def _try_read(
     session: VolumeSession, at: int, asked: Sequence[Part], length: int, timeout: float
 ) -> bytes | bytearray:
+    if max(len(part.blocks) for part in asked) < LISTED_BLOCKS_MIN:
+        there = None
+    else:
+        there = await _fetch_keys(session, at, asked, timeout)
     keys: list[bytes] = []
     ranges: list[tuple[int, int]] = []
     for part in asked:
@@ -97,20 +117,44 @@ async def _try_read(
         for number in part.blocks:
             keys.append(block.block_key(part.span, number))
             ranges.append((0, -1))
-    found = await session.look_up_many(keys, ranges, at, timeout, KEYS_AT_ONCE)
-    pieces: list[tuple[int, int, int, Looked]] = []  # where it goes, which bytes of what was found
+    wanted = [index for index, key in enumerate(keys) if there is None or key in there]
+    found: list[Looked | None] = [None] * len(keys)
+    answers = await session.look_up_many(
+        [keys[index] for index in wanted], [ranges[index] for index in wanted], at, timeout, KEYS_AT_ONCE
+    )
+    for index, one in zip(wanted, answers, strict=True):
+        if one is None and there is not None:
+            raise Unavailable("it was changed while it was being read")
+        found[index] = one
+    pieces: list[_Piece] = []
     index = position = 0
     for part in asked:
         n_keys = 2 + len(part.blocks)
         pieces += _pieces(part, position, found[index : index + n_keys])
         index += n_keys
         position += part.end - part.start
+    return await _laid_down(session, pieces, length, timeout)
+
+
+async def _fetch_keys(session: VolumeSession, at: int, asked: Sequence[Part], timeout: float) -> set[bytes]:
+    """The keys that the spans have: of a long range most have none, and asking for each would cost more."""
+    start, end = block.span_prefix(asked[0].span), block.span_prefix(asked[-1].span + 1)
+    keys: set[bytes] = set()
+    while start:
+        versions, start = await fetch_versions(session, at, start, end, timeout)
+        keys.update(version.key for version in versions)
+    return keys
+
+
+async def _laid_down(
+    session: VolumeSession, pieces: Sequence[_Piece], length: int, timeout: float
+) -> bytes | bytearray:
+    """`length` bytes, of which the pieces say what is not zero; a later one hides an earlier."""
     wanted: dict[int, Remote] = {id(one): one.remote for *_, one in pieces if one.remote is not None}
+    fetched: dict[int, bytes] = {}
     if wanted:
         data = await session.read_remote(list(wanted.values()), timeout)
         fetched = dict(zip(wanted, data, strict=True))
-    else:
-        fetched = {}
     if len(pieces) == 1:
         target, first, last, only = pieces[0]
         value = fetched[id(only)] if only.data is None else only.data
@@ -123,25 +167,24 @@ async def _try_read(
     return result
 
 
-def _pieces(part: Part, position: int, found: Sequence[Looked | None]) -> list[tuple[int, int, int, Looked]]:
+def _pieces(part: Part, position: int, found: Sequence[Looked | None]) -> list[_Piece]:
     """What shows in the part, in the order to lay it down: a block over the whole span."""
     sides = [(side, one.sequence, one.size) for side, one in enumerate(found[:2]) if one is not None]
     current = block.current_side(sides)
     base = found[current] if current >= 0 else None
-    pieces: list[tuple[int, int, int, Looked]] = []
-    hidden_blocks = 0
+    pieces: list[_Piece] = []
+    n_hiding = 0
     for number, one in zip(part.blocks, found[2:], strict=True):
         if one is None or (base is not None and one.sequence < base.sequence):
             continue
-        hidden_blocks += 1
+        n_hiding += 1
         start = number * BLOCK_BYTES
         first, last = max(part.start, start), min(part.end, start + BLOCK_BYTES)
         if one.size not in (0, BLOCK_BYTES):
             raise Corrupt("A block device's block", f"it has {one.size} bytes")
-        pieces.append(
-            (position + first - part.start, first - start, last - start, one if one.size else _ZEROS)
-        )
-    if base is not None and hidden_blocks < len(part.blocks):
+        shown = one if one.size else _ZEROS
+        pieces.append((position + first - part.start, first - start, last - start, shown))
+    if base is not None and n_hiding < len(part.blocks):
         if base.size != SPAN_BYTES:
             raise Corrupt("A block device's span", f"it has {base.size} bytes")
         pieces.insert(0, (position, 0, part.end - part.start, base))
@@ -175,6 +218,8 @@ async def fetch_versions(
         if entry.key < end
     ]
     ended = not page.more or page.next >= end or len(versions) < len(page.entries)
+    if not ended and page.next <= start:
+        raise ProtocolViolation("the owner answered with a page that ends where it began")
     return versions, b"" if ended else page.next
 
 
@@ -182,13 +227,10 @@ async def fetch_span(session: VolumeSession, at: int, span: int, timeout: float)
     """What a span shows."""
     start, end = block.span_prefix(span), block.span_prefix(span + 1)
     versions: list[Version] = []
-    op = ListKeys(start, b"", b"", 1_000, at, b"")
-    while True:
-        page = await session.ask(op, KeyPage, timeout)
-        versions += [Version(entry.key, entry.sequence, entry.size, entry.meta) for entry in page.entries]
-        if not page.more or not start <= page.next < end:
-            return Shown(versions)
-        op = ListKeys(start, b"", b"", 1_000, at, page.next)
+    while start:
+        page, start = await fetch_versions(session, at, start, end, timeout)
+        versions += page
+    return Shown(versions)
 
 
 # --- diff
