@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from blockstore import aio, errors
     from blockstore.api.blocking import Batch, Bucket, ObjectReader, Snapshot, Store, connect, open
+    from blockstore.api.blocking_device import BlockDevice, DeviceSnapshot
     from blockstore.api.samples import Samples
     from blockstore.codec.messages import CredentialView, Events, NodeStatus, NodeView, Status, VolumeView
     from blockstore.errors import BlockStoreError
+    from blockstore.kinds.block import RangeChange
     from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
     from blockstore.kinds.object_history import Change, ObjectVersion, Restored
 
@@ -34,6 +36,9 @@ _PLACES = {
     "Batch": "blockstore.api.blocking",
     "Bucket": "blockstore.api.blocking",
     "Snapshot": "blockstore.api.blocking",
+    "BlockDevice": "blockstore.api.blocking_device",
+    "DeviceSnapshot": "blockstore.api.blocking_device",
+    "RangeChange": "blockstore.kinds.block",
     "Samples": "blockstore.api.samples",
     "ObjectReader": "blockstore.api.blocking",
     "ObjectInfo": "blockstore.kinds.bucket",
@@ -57,6 +62,9 @@ __all__ = [
     "Bucket",
     "Batch",
     "Snapshot",
+    "BlockDevice",
+    "DeviceSnapshot",
+    "RangeChange",
     "Samples",
     "ObjectReader",
     "ObjectInfo",

@@ -11,6 +11,7 @@ async with aio.connect("tcp://10.0.0.1:7440") as store:
 
 from __future__ import annotations
 
+from blockstore.api.block_device import BlockDevice, DeviceSnapshot, RangeChanges
 from blockstore.api.bucket import Batch, Bucket
 from blockstore.api.history import Changes
 from blockstore.api.object_reader import ObjectReader
@@ -18,6 +19,7 @@ from blockstore.api.opening import connect, open
 from blockstore.api.reading import Listing
 from blockstore.api.snapshot import Snapshot
 from blockstore.api.store import Store
+from blockstore.kinds.block import RangeChange
 from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
 from blockstore.kinds.object_history import Change, ObjectVersion, Restored
 
@@ -28,6 +30,10 @@ __all__ = [
     "Bucket",
     "Batch",
     "Snapshot",
+    "BlockDevice",
+    "DeviceSnapshot",
+    "RangeChange",
+    "RangeChanges",
     "ObjectReader",
     "ObjectInfo",
     "CommonPrefix",

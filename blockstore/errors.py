@@ -84,6 +84,17 @@ class PreconditionFailed(BlockStoreError):
     next_step = "Read the object again and decide anew."
 
 
+class TakenOver(BlockStoreError):
+    """Somebody else opened the device for writing since, and is its writer now; nothing was changed. Fields:
+    what was taken over, as words."""
+
+    exit_code = 65
+    next_step = "Find out who writes to it now; whoever opens it for writing again takes it back."
+
+    def __str__(self) -> str:
+        return f"{self.fields[0]} was taken over by another writer, so this one may not write to it any more."
+
+
 class SnapshotHeld(BlockStoreError):
     """Somebody holds it against deletion; nothing was changed. Fields: what is held, as words."""
 

@@ -18,6 +18,7 @@ from blockstore.api import bucket as async_bucket
 from blockstore.api import reading as async_reading
 from blockstore.api import snapshot as async_snapshot
 from blockstore.api.batch import BatchChanges
+from blockstore.api.blocking_device import BlockDevice
 from blockstore.api.bridge import Bridge, ConnectedBridge, EmbeddedBridge
 from blockstore.api.history import ChangeCursor, Moment
 from blockstore.api.location import Cluster, PathLike, resolve
@@ -127,6 +128,49 @@ class Store:
         """Delete a bucket with all its objects and snapshots. NotFound, or SnapshotHeld when one of them is
         held. With `even_held` its owner is not asked about that, and need not be there."""
         self._bridge.run(lambda store: store.delete_bucket(name, even_held=even_held, timeout=timeout))
+
+    def create_block_device(
+        self,
+        name: str,
+        size: int,
+        *,
+        policy: str | None = None,
+        exist_ok: bool = False,
+        timeout: float = OPERATION_SECONDS,
+    ) -> BlockDevice:
+        """Make a virtual disk of `size` bytes, up to 64 TiB, which takes no space before it is written to,
+        and open it for writing. Names are shared with buckets. AlreadyExists, unless `exist_ok` and size
+        and policy agree."""
+
+        async def work(store: AsyncStore) -> BlockDevice:
+            made = await store.create_block_device(
+                name, size, policy=policy, exist_ok=exist_ok, new_wake=self._bridge.new_wake, timeout=timeout
+            )
+            return BlockDevice(self._bridge, made.view, made.size, made.writer)
+
+        return self._bridge.run(work)
+
+    def block_device(
+        self, name: str, *, writable: bool = False, timeout: float = OPERATION_SECONDS
+    ) -> BlockDevice:
+        """The block device of that name. A device has one writer: opened with `writable`, it is taken over,
+        and whoever wrote to it until now gets TakenOver. NotFound."""
+
+        async def work(store: AsyncStore) -> BlockDevice:
+            found = await store.block_device(
+                name, writable=writable, new_wake=self._bridge.new_wake, timeout=timeout
+            )
+            return BlockDevice(self._bridge, found.view, found.size, found.writer)
+
+        return self._bridge.run(work)
+
+    def block_devices(self, *, timeout: float = OPERATION_SECONDS) -> list[VolumeView]:
+        """All of them, by name: with `name`, `policy`, `owner` and `epoch`."""
+        return self._bridge.run(lambda store: store.block_devices(timeout=timeout))
+
+    def delete_block_device(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
+        """Delete a block device with all its snapshots. NotFound."""
+        self._bridge.run(lambda store: store.delete_block_device(name, timeout=timeout))
 
     def status(self, *, timeout: float = OPERATION_SECONDS) -> Status:
         """One sentence about the data, then facts."""

@@ -22,6 +22,7 @@ from blockstore.api.value_source import offload_in_place
 from blockstore.codec.frame import FrameWire
 from blockstore.daemon.node_directory import host_id
 from blockstore.errors import BlockStoreError, InvalidRequest, Unavailable
+from blockstore.kinds.turns import Wake
 from blockstore.runtime.blocking_net import BlockingCaller, run
 
 T = TypeVar("T")
@@ -35,6 +36,10 @@ Work = Callable[[Store], Coroutine[Any, Any, T]]
 
 class Bridge(Protocol):
     def run(self, work: Work[T]) -> T: ...
+
+    def new_wake(self) -> Wake:
+        """For what `run` runs, to wait for another such."""
+        ...
 
     def close(self) -> None: ...
 
@@ -56,6 +61,19 @@ class _Client:
         self.cluster = ClusterSession(self.caller, place.seeds, new_rng(), host_id())
         self.store = Store(nullcontext(Opened(self.cluster, offload_in_place, place.credentials)))
         run(self.store.__aenter__())
+
+
+class _ThreadWake:
+    """A thread's coroutine that waits blocks the thread."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        self._event.wait()
 
 
 class ConnectedBridge:
@@ -99,6 +117,9 @@ class ConnectedBridge:
             self._free.append(client)
             if self._is_closed:  # meanwhile, by another thread
                 self.close()
+
+    def new_wake(self) -> Wake:
+        return _ThreadWake()
 
     def close(self) -> None:
         """Hang up. What other threads have under way ends by itself."""
@@ -161,6 +182,9 @@ class EmbeddedBridge:
             return trio.from_thread.run(_awaited, work, store, trio_token=token)
         except (trio.RunFinishedError, trio.Cancelled):
             raise self._over() from None
+
+    def new_wake(self) -> Wake:
+        return trio.Event()
 
     def close(self) -> None:
         """Stop the node. What other threads have under way fails."""

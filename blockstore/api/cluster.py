@@ -204,9 +204,9 @@ class ClusterSession:
             if leader != self._preferred or view.revision < self.revision:
                 volume = await self._ask_for_volume(name, leader, deadline)
         if volume is None:
-            raise NotFound(f"{kind} {name!r}")
+            raise NotFound(f"{kind_words(kind)} {name!r}")
         if volume.kind != kind:
-            raise InvalidRequest(f"{name!r} is a {volume.kind}, not a {kind}.")
+            raise InvalidRequest(f"{name!r} is a {kind_words(volume.kind)}, not a {kind_words(kind)}.")
         return volume
 
     async def _ask_for_volume(self, name: str, node: Address, deadline: float) -> VolumeView | None:
@@ -272,6 +272,11 @@ class ClusterSession:
 
 def _address_of(node: NodeView) -> Address:
     return Address(node.host, node.port, node.unix, node.host_id)
+
+
+def kind_words(kind: str) -> str:
+    """How errors call volumes of a kind."""
+    return "block device" if kind == "block" else kind
 
 
 def unexpected(message: object) -> ProtocolViolation:

@@ -50,12 +50,12 @@ class Remote:
         return data
 
 
-def batches(keys: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+def batches(keys: Sequence[bytes], n_keys_max: int = LOOKUP_KEYS_MAX) -> Iterator[tuple[int, int]]:
     """Index ranges of keys that fit one LookupMany each."""
     start = n_bytes = 0
     for index, key in enumerate(keys):
         n_bytes += len(key)
-        if index - start == LOOKUP_KEYS_MAX or n_bytes > LOOKUP_KEY_BYTES_MAX:
+        if index - start == n_keys_max or n_bytes > LOOKUP_KEY_BYTES_MAX:
             yield start, index
             start, n_bytes = index, len(key)
     if keys:
@@ -92,6 +92,30 @@ def take_values(op: LookupMany, answer: Answer, results: list[bytes | None], rem
         if n_inline == size and crc32c(data) != entry.crc:
             raise Corrupt(f"The value of {op.keys[index]!r}", "it changed on its way from the owner")
         results.append(data)
+
+
+class Looked:
+    """One version that a key has, with the bytes that were asked for: given along, or to be fetched."""
+
+    __slots__ = ("data", "remote", "sequence", "size")
+
+    def __init__(self, entry: Entry, data: bytes | None, remote: Remote | None) -> None:
+        self.sequence, self.size = entry.sequence, entry.size
+        self.data, self.remote = data, remote
+
+
+def take_versions(op: LookupMany, answer: Answer) -> list[Looked | None]:
+    """What the answer says of each key; None where there is none."""
+    values: list[bytes | None] = []
+    remote: list[Remote] = []
+    take_values(op, answer, values, remote)
+    found = answer.message
+    assert isinstance(found, FoundMany)  # `take_values` saw to it
+    fetched = {one.index: one for one in remote}
+    return [
+        None if entry is None else Looked(entry, value, fetched.get(index))
+        for index, (entry, value) in enumerate(zip(found.entries, values, strict=True))
+    ]
 
 
 def waves(remote: Sequence[Remote]) -> Iterator[Sequence[Remote]]:

@@ -25,10 +25,11 @@ from blockstore.api.cluster import (
     Attempts,
     Backoff,
     ClusterSession,
+    kind_words,
     may_retry,
     unexpected,
 )
-from blockstore.api.many_values import Remote, batches, take_values, waves
+from blockstore.api.many_values import Looked, Remote, batches, take_values, take_versions, waves
 from blockstore.chunk.chunk_shell import ChunkReader, DataWriter, Want
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.messages import (
@@ -201,7 +202,8 @@ class VolumeSession:
                 attempts.add(owner or "no owner", error)
                 self._learn_from(error)
         raise Unavailable(
-            f"{self._kind.capitalize()} {self.name!r} did not answer in time: {attempts.sentence()}."
+            f"{kind_words(self._kind).capitalize()} {self.name!r} did not answer in time: "
+            f"{attempts.sentence()}."
         )
 
     async def _attempt(self, number: int, op: Op, payload: Sequence[Buffer], deadline: float) -> Answer:
@@ -458,6 +460,32 @@ class VolumeSession:
             for want, value in zip(wave, data, strict=True):
                 results[want.index] = value
         return results
+
+    async def look_up_many(
+        self,
+        keys: Sequence[bytes],
+        ranges: Sequence[tuple[int, int]],
+        at: int,
+        timeout: float,
+        n_at_once: int,
+    ) -> list[Looked | None]:
+        """The versions of keys, with the values that the owner gives along; None where there is no such key.
+        Up to `n_at_once` keys are asked in one request, and are of one instant."""
+        ops = [
+            LookupMany(tuple(keys[start:end]), at, tuple(ranges[start:end]))
+            for start, end in batches(keys, n_at_once)
+        ]
+        found: list[Looked | None] = []
+        for op, answer in zip(ops, await self._call_many(ops, self._caller.now() + timeout), strict=True):
+            found += take_versions(op, answer)
+            answer.payload.release()
+        return found
+
+    async def read_remote(self, wanted: Sequence[Remote], timeout: float) -> list[bytes]:
+        """The bytes of exactly these versions. Fails when they are not there any more: look them up again."""
+        wants: list[Want] = [(want.entry.extents, want.placements, want.start, want.end) for want in wanted]
+        data = await self._reader.read_many(wants, self._caller.now() + timeout)
+        return [want.verified(value) for want, value in zip(wanted, data, strict=True)]
 
     async def _call_many(self, ops: Sequence[LookupMany], deadline: float) -> list[Answer]:
         """Answers in order; several requests are under way at once, and what fails goes the slow way

@@ -60,18 +60,20 @@ class Snapshot(Reading):
         return f"<Snapshot {self.bucket}@{self.name} at sequence {self.sequence}>"
 
 
-def choose_snapshot(bucket: str, records: Sequence[SnapshotRecord], wanted: str | datetime) -> SnapshotRecord:
+def choose_snapshot(
+    volume: str, records: Sequence[SnapshotRecord], wanted: str | datetime, kind: str = "bucket"
+) -> SnapshotRecord:
     """The one of that name, or the newest taken at or before an instant (without a zone: local time)."""
     if isinstance(wanted, str):
         for record in records:
             if record.name == wanted:
                 return record
-        raise NotFound(f"snapshot {wanted!r} of bucket {bucket!r}")
+        raise NotFound(f"snapshot {wanted!r} of {kind} {volume!r}")
     try:
         instant = wanted.timestamp()
     except (OverflowError, ValueError):
         raise InvalidRequest(f"{wanted.isoformat(sep=' ')} lies outside of what clocks can say.") from None
     earlier = [record for record in records if record.created <= instant]
     if not earlier:
-        raise NotFound(f"snapshot of bucket {bucket!r} taken at or before {wanted.isoformat(sep=' ')}")
+        raise NotFound(f"snapshot of {kind} {volume!r} taken at or before {wanted.isoformat(sep=' ')}")
     return max(earlier, key=lambda record: record.sequence)

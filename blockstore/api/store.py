@@ -1,4 +1,5 @@
-"""A store: its buckets, its health, its credentials. The async class; `blocking.py` has the other twin."""
+"""A store: its buckets and block devices, its health, its credentials. The async class; `blocking.py` has
+the other twin."""
 
 from __future__ import annotations
 
@@ -10,6 +11,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
+import trio
+
+from blockstore.api.block_device import BlockDevice, open_for_writing
+from blockstore.api.block_reading import fetch_size, words
+from blockstore.api.block_writing import Writer, make_header
 from blockstore.api.bucket import Bucket
 from blockstore.api.cluster import ClusterSession, unexpected
 from blockstore.api.history import fetch_snapshots
@@ -36,8 +42,10 @@ from blockstore.codec.messages import (
     WireMessage,
 )
 from blockstore.config import OPERATION_SECONDS
-from blockstore.errors import InvalidRequest, NotFound, SnapshotHeld
+from blockstore.errors import AlreadyExists, InvalidRequest, NotFound, SnapshotHeld
+from blockstore.kinds import block
 from blockstore.kinds.bucket import check_bucket_name
+from blockstore.kinds.turns import Wake
 
 KIND = "bucket"
 
@@ -60,7 +68,7 @@ class Store:
     def __init__(self, opening: AbstractAsyncContextManager[Opened]) -> None:
         self._opening = opening
         self._opened: Opened | None = None
-        self._sessions: dict[str, VolumeSession] = {}
+        self._sessions: dict[tuple[str, str], VolumeSession] = {}  # by kind and name
 
     async def __aenter__(self) -> Self:
         self._opened = await self._opening.__aenter__()
@@ -128,7 +136,76 @@ class Store:
             await self._control(DeleteVolume(name, cluster.next_request()), object, timeout)
         except NotFound:
             raise NotFound(f"bucket {name!r}") from None
-        self._sessions.pop(name, None)
+        self._sessions.pop((KIND, name), None)
+
+    # --- block devices
+
+    async def create_block_device(
+        self,
+        name: str,
+        size: int,
+        *,
+        policy: str | None = None,
+        exist_ok: bool = False,
+        new_wake: Callable[[], Wake] = trio.Event,
+        timeout: float = OPERATION_SECONDS,
+    ) -> BlockDevice:
+        """Make a virtual disk of `size` bytes, up to 64 TiB, which takes no space before it is written to,
+        and open it for writing. Names are shared with buckets. AlreadyExists, unless `exist_ok` and size
+        and policy agree."""
+        block.check_device_name(name)
+        block.check_size(size)
+        cluster = self._cluster
+        message = CreateVolume(name, block.KIND, policy or "", True, cluster.next_request())
+        try:
+            made = await self._control(message, View, timeout)
+        except AlreadyExists as error:
+            what, is_other, _ = str(error.fields[0]).partition(", which is no ")
+            raise AlreadyExists(what if is_other else what.replace(block.KIND, "block device", 1)) from None
+        view = made.volume
+        if view is None:
+            raise unexpected(made)
+        session = self.session(name, block.KIND)
+        if not await make_header(session, size, timeout):  # a device that was not finished has none
+            if not exist_ok:
+                raise AlreadyExists(words(name))
+            found = await fetch_size(session, 0, timeout)
+            if found != size:
+                raise AlreadyExists(f"{words(name)} with {found:,} bytes, not {size:,}")
+        return await open_for_writing(session, view, new_wake, timeout)
+
+    async def block_device(
+        self,
+        name: str,
+        *,
+        writable: bool = False,
+        new_wake: Callable[[], Wake] = trio.Event,
+        timeout: float = OPERATION_SECONDS,
+    ) -> BlockDevice:
+        """The block device of that name. A device has one writer: opened with `writable`, it is taken over,
+        and whoever wrote to it until now gets TakenOver. NotFound."""
+        block.check_device_name(name)
+        session = self.session(name, block.KIND)
+        view = await session.fetch_view(timeout)
+        if writable:
+            return await open_for_writing(session, view, new_wake, timeout)
+        return BlockDevice(session, view, await fetch_size(session, 0, timeout))
+
+    async def block_devices(self, *, timeout: float = OPERATION_SECONDS) -> list[VolumeView]:
+        """All of them, by name: with `name`, `policy`, `owner` and `epoch`."""
+        volumes = (await self._control(ListVolumes(block.KIND), Volumes, timeout)).volumes
+        return sorted(volumes, key=lambda volume: volume.name)
+
+    async def delete_block_device(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
+        """Delete a block device with all its snapshots. NotFound."""
+        block.check_device_name(name)
+        cluster = self._cluster
+        try:
+            await self.session(name, block.KIND).fetch_view(timeout)  # there is one, and it is a device
+            await self._control(DeleteVolume(name, cluster.next_request()), object, timeout)
+        except NotFound:
+            raise NotFound(words(name)) from None
+        self._sessions.pop((block.KIND, name), None)
 
     # --- the cluster
 
@@ -191,16 +268,20 @@ class Store:
     def _cluster(self) -> ClusterSession:
         return self._ready.cluster
 
-    def session(self, name: str) -> VolumeSession:
-        """The one session with the bucket of that name, which all its users share."""
-        session = self._sessions.get(name)
+    def session(self, name: str, kind: str = KIND) -> VolumeSession:
+        """The one session with the volume of that name, which all its users share."""
+        session = self._sessions.get((kind, name))
         if session is None:
-            session = self._sessions[name] = VolumeSession(self._cluster, name, KIND)
+            session = self._sessions[kind, name] = VolumeSession(self._cluster, name, kind)
         return session
 
     def bucket_of(self, view: VolumeView) -> Bucket:
         """The bucket that control described so."""
         return Bucket(self.session(view.name), view, self._ready.offload, self._ready.wall)
+
+    def device_of(self, view: VolumeView, size: int, writer: Writer | None) -> BlockDevice:
+        """The block device that control described so, open as it was opened."""
+        return BlockDevice(self.session(view.name, block.KIND), view, size, writer)
 
     async def _control(self, message: WireMessage, kind: type[M], timeout: float, wait: float = 0.0) -> M:
         """Control's answer of that kind."""

@@ -97,7 +97,12 @@ _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
 def check_bucket_name(name: str) -> None:
-    _check_name("bucket", name, _BUCKET_NAME, "1 to 63 of a-z 0-9 . _ -")
+    check_volume_name("bucket", name)
+
+
+def check_volume_name(kind: str, name: str) -> None:
+    """`kind`: how errors call it."""
+    _check_name(kind, name, _BUCKET_NAME, "1 to 63 of a-z 0-9 . _ -")
 
 
 def check_snapshot_name(name: str) -> None:

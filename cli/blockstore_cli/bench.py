@@ -1,4 +1,4 @@
-"""`blockstore bench`: put, get and read_many, beside the raw disk and loopback measured in the same run.
+"""`blockstore bench`: buckets and a block device, beside the raw disk and loopback measured in the same run.
 
 A cluster of its own is made, on loopback, and removed at the end. Every put is acknowledged after fdatasync
 on its whole write set; gets find the page cache warm. One client process, a task for each request in flight.
@@ -30,7 +30,7 @@ from blockstore.daemon import setup
 from blockstore.daemon.local_cluster import LocalCluster
 from blockstore.errors import InvalidRequest, of_path
 from blockstore.ids import KiB, MiB
-from blockstore_cli import raw_figures
+from blockstore_cli import bench_device, raw_figures
 from blockstore_cli.bench_objects import measure_objects, objects_text
 from blockstore_cli.copying import in_flight, run
 from blockstore_cli.dev import wait_until_settled
@@ -44,11 +44,11 @@ BUCKETS = {"replicated(3)": "replicated", "ec(4,2)": "coded"}
 N_OBJECTS = {4 * MiB: 32, 128 * KiB: 512, 4 * KiB: 2_048}
 """What gets choose from: 128, 64 and 8 MiB for each policy, so the page cache holds all of it."""
 
-SIZE_NAMES = {4 * MiB: "4 MiB", 128 * KiB: "128 KiB", 4 * KiB: "4 KiB"}
+SIZE_NAMES = {4 * MiB: "4 MiB", 1 * MiB: "1 MiB", 128 * KiB: "128 KiB", 4 * KiB: "4 KiB"}
 
 READ_MANY_KEYS = 64
 
-Operation = Literal["put", "get", "read_many"]
+Operation = Literal["put", "get", "read_many", "device write", "device read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,10 @@ class Scenario:
     size: int
     n_in_flight: int
     security: setup.Security = "plain"
+
+    @property
+    def is_of_device(self) -> bool:
+        return self.operation.startswith("device ")
 
     def __str__(self) -> str:
         return f"{self.operation} {SIZE_NAMES[self.size]} {self.policy} x{self.n_in_flight} {self.security}"
@@ -79,6 +83,9 @@ class Raw:
         """It forks, so not while other threads run."""
         self.loopback.append(raw_figures.loopback_bytes_per_second())
 
+
+Request = Callable[[], Awaitable[int]]
+"""How many objects it was for."""
 
 Rates = dict[Scenario, list[float]]
 """Objects per second of every run."""
@@ -160,6 +167,9 @@ def scenarios() -> list[Scenario]:
         for size in (128 * KiB, 4 * KiB):
             for n_in_flight in (1, 4):
                 found.append(Scenario("read_many", policy, size, n_in_flight))
+        for size, n_in_flight in ((4 * KiB, 1), (4 * KiB, 16), (4 * KiB, 64), (1 * MiB, 1), (1 * MiB, 16)):
+            found.append(Scenario("device write", policy, size, n_in_flight))
+            found.append(Scenario("device read", policy, size, n_in_flight))
         found.append(Scenario("put", policy, 4 * MiB, 16, "tls"))
         found.append(Scenario("get", policy, 4 * MiB, 16, "tls"))
     return found
@@ -176,12 +186,25 @@ async def _measure(
         buckets: dict[str, aio.Bucket] = {}
         for policy in {scenario.policy for scenario in scenarios}:
             buckets[policy] = await store.create_bucket(BUCKETS[policy], policy=policy)
-        for policy, size in sorted({(scenario.policy, scenario.size) for scenario in scenarios}):
+        filled = {(scenario.policy, scenario.size) for scenario in scenarios if not scenario.is_of_device}
+        for policy, size in sorted(filled):
             await _fill(buckets[policy], size, content)
+        devices: dict[str, aio.BlockDevice] = {}
+        for policy in {scenario.policy for scenario in scenarios if scenario.is_of_device}:
+            devices[policy] = await store.create_block_device(
+                f"device-{BUCKETS[policy]}", bench_device.DEVICE_BYTES, policy=policy
+            )
+            await bench_device.fill(devices[policy], content)
         for round_number in range(runs):
             raw.measure_disk(cluster.directory)
             for scenario in scenarios:
-                rate = await _one_run(buckets[scenario.policy], scenario, content, seconds)
+                if scenario.is_of_device:
+                    request = bench_device.request(
+                        devices[scenario.policy], scenario.operation, content[: scenario.size]
+                    )
+                else:
+                    request = _request(buckets[scenario.policy], scenario, content)
+                rate = await _one_run(request, scenario.n_in_flight, seconds)
                 rates[scenario].append(rate)
                 note(f"  run {round_number + 1}: {scenario}: {_amount(scenario, rate)}")
 
@@ -193,8 +216,7 @@ async def _fill(bucket: aio.Bucket, size: int, content: bytes) -> None:
     await in_flight(range(N_OBJECTS[size]), put)
 
 
-async def _one_run(bucket: aio.Bucket, scenario: Scenario, content: bytes, seconds: float) -> float:
-    """Objects per second: what was answered while the run lasted, by its own clock."""
+def _request(bucket: aio.Bucket, scenario: Scenario, content: bytes) -> Request:
     chance = random.Random(0)
     size, n_objects = scenario.size, N_OBJECTS[scenario.size]
     value = content[:size]
@@ -213,9 +235,11 @@ async def _one_run(bucket: aio.Bucket, scenario: Scenario, content: bytes, secon
         assert len(found[0]) == size
         return READ_MANY_KEYS
 
-    request: Callable[[], Awaitable[int]] = {"put": put, "get": get, "read_many": read_many}[
-        scenario.operation
-    ]
+    return {"put": put, "get": get, "read_many": read_many}[scenario.operation]
+
+
+async def _one_run(request: Request, n_in_flight: int, seconds: float) -> float:
+    """Objects per second: what was answered while the run lasted, by its own clock."""
     began = time.perf_counter()
     until = began + seconds
     n_done = 0
@@ -229,7 +253,7 @@ async def _one_run(bucket: aio.Bucket, scenario: Scenario, content: bytes, secon
             last = time.perf_counter()
 
     async with trio.open_nursery() as nursery:
-        for _ in range(scenario.n_in_flight):
+        for _ in range(n_in_flight):
             nursery.start_soon(worker)
     return n_done / (last - began)
 
@@ -304,6 +328,14 @@ def _target(scenario: Scenario, medians: dict[Scenario, float], disk: float) -> 
             return 2_500
         case "put", 4096, 64:
             return 7_000
+        case "device write", 4096, 1 | 16:
+            return 500 if scenario.n_in_flight == 1 else 2_500
+        case "device read", 4096, 1 | 16:
+            return 3_000 if scenario.n_in_flight == 1 else 12_000
+        case "device write", 1048576, 16:
+            return 250 * MB / scenario.size
+        case "device read", 1048576, 16:
+            return 800 * MB / scenario.size
         case _:
             return None
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "cluster": "cluster:cluster",
     "node": "node:node",
     "bucket": "bucket:bucket",
+    "block": "block:block",
     "put": "objects:put",
     "get": "objects:get",
     "ls": "objects:ls",

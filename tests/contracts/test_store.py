@@ -80,7 +80,13 @@ class _AwaitedBatch:
 def _awaited(result: object) -> object:
     if isinstance(result, list):
         return [_awaited(one) for one in cast("list[object]", result)]
-    kinds = (blockstore.Bucket, blockstore.Snapshot, blockstore.ObjectReader)
+    kinds = (
+        blockstore.Bucket,
+        blockstore.Snapshot,
+        blockstore.ObjectReader,
+        blockstore.BlockDevice,
+        blockstore.DeviceSnapshot,
+    )
     return Awaited(result) if isinstance(result, kinds) else result
 
 

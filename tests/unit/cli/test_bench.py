@@ -26,6 +26,9 @@ def test_every_scenario_is_measured_and_named_once() -> None:
                 for n_in_flight in (1, 16):
                     assert f"{operation} {size} {policy} x{n_in_flight} plain" in names
         assert f"put 4 KiB {policy} x64 plain" in names
+        for operation in ("device write", "device read"):
+            assert f"{operation} 4 KiB {policy} x64 plain" in names
+            assert f"{operation} 1 MiB {policy} x16 plain" in names
         assert f"get 4 MiB {policy} x16 tls" in names
 
 
