@@ -113,7 +113,7 @@ def applied(settings: dict[str, int | float]) -> Generator[None]:
                 setattr(module, name, value)
         for function, index, name in DEFAULTS:
             if name in settings:
-                values = list(function.__defaults__ or ())
+                values: list[Any] = list(function.__defaults__ or ())
                 values[index] = settings[name]
                 function.__defaults__ = tuple(values)
         yield
