@@ -204,6 +204,7 @@ class BlockDevice:
                 f"{words(self.name).capitalize()} is open for reading only; open it with `writable=True`, "
                 "which makes this its one writer."
             )
+        self._writer.check(self.name)
         return BlockWriting(self._session, self._writer, timeout)
 
 

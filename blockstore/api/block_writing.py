@@ -131,8 +131,11 @@ class BlockWriting:
     # --- whole blocks
 
     async def _write_blocks(self, start: int, data: memoryview) -> None:
-        """A few whole blocks, in one batch with those of others who wait for their turn as well."""
+        """A few whole blocks, in one batch with those of others who wait for their turn as well. They are
+        copied: if this is cancelled meanwhile, the batch is sent all the same, and the caller may use its
+        buffer anew."""
         writer, turns = self._writer, self._turns
+        data = memoryview(bytes(data))
         points = range(start, start + data.nbytes, block.BLOCK_BYTES)
         changes: list[KeyWrite] = []
         values: list[memoryview] = []
@@ -256,8 +259,10 @@ class BlockWriting:
         turns, writer = self._turns, self._writer
         in_doubt = True
         try:
-            while turn.permit < 0:
+            while True:
                 writer.check(self._session.name)
+                if turn.permit >= 0:
+                    break
                 if turn.doubt is not None:
                     turns.settled(turn, await self._settle(turn.doubt))
                 elif not turns.is_ready(turn):

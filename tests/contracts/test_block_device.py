@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import uuid
@@ -491,6 +492,14 @@ def test_threads_share_a_device_over_a_cluster(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
         assert device.read(0, 4 * MiB) == image
+        child = os.fork()
+        if child == 0:
+            try:
+                device.write(0, b"x")
+            except InvalidRequest:
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         store.block_device(device.name, writable=True)
         with pytest.raises(TakenOver):
             device.write(0, b"x")
