@@ -59,13 +59,17 @@ FRAME_HEADER_BYTES_MAX = 1 * MiB
 FRAME_PAYLOAD_BYTES_MAX = 8 * MiB
 """Twice the largest append: a read_many answer may carry 64 values of 128 KiB."""
 
-HANDSHAKE_SECONDS_MAX = 3.0
-"""A connection that has not said who it is by then is closed: 300 silent ones must not hurt. Longer than an
-attempt: dozens begun at once on a busy machine finish late, and begun anew they would finish never."""
+HANDSHAKE_SECONDS_MAX = 1.0
+"""A connection that is silent for so long before it has said who it is, is closed: 300 silent ones must not
+hurt."""
+
+OPENING_SECONDS_MAX = 3.0
+"""And this is the most that one may take which goes on saying something. Longer than an attempt: dozens begun
+at once on a busy machine finish late, and begun anew they would finish never."""
 
 CONNECT_SECONDS_MAX = 1.0
 """Until TCP has reached the host: one that does not answer is given up before the attempt is
-(ATTEMPT_SECONDS). What comes then has HANDSHAKE_SECONDS_MAX."""
+(ATTEMPT_SECONDS). What comes then has OPENING_SECONDS_MAX."""
 
 RECONNECT_SECONDS_MIN = 0.1
 """After a failed connect, what is sent meanwhile fails at once: callers turn to another node sooner."""

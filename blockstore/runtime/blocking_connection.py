@@ -24,7 +24,7 @@ from blockstore.config import (
     CALLS_PER_CONNECTION_MAX,
     CONNECT_SECONDS_MAX,
     FRAME_STALL_SECONDS_MAX,
-    HANDSHAKE_SECONDS_MAX,
+    OPENING_SECONDS_MAX,
     QUEUED_BYTES_PER_CONNECTION_MAX,
     RECONNECT_SECONDS_MIN,
     SEND_STALL_SECONDS_MAX,
@@ -408,8 +408,8 @@ class BlockingConnection:
     def _shake_hands(self, sock: socket.socket, context: ssl.SSLContext) -> Opening:
         address, check_server = self._address, self._dialling.check_server
         server_name = address.host if context.check_hostname else None
-        self._opening_ends = time.monotonic() + HANDSHAKE_SECONDS_MAX
-        self._opening_late = f"no handshake within {HANDSHAKE_SECONDS_MAX} s"
+        self._opening_ends = time.monotonic() + OPENING_SECONDS_MAX
+        self._opening_late = f"no handshake within {OPENING_SECONDS_MAX} s"
         try:
             secured = context.wrap_socket(sock, server_hostname=server_name, do_handshake_on_connect=False)
         except BaseException:

@@ -1,9 +1,10 @@
 """Serving lanes: who may connect, how much of each peer is taken in, and what happens to one that misbehaves.
 
-A connection is first a stranger: within HANDSHAKE_SECONDS_MAX its certificate (or, without TLS, its first
-frame, a hello) must satisfy `authorize`. Then each of its requests is handed to the handler, in order,
-synchronously; answers may be given at once or any time later. Whatever is wrong with a peer ends its own
-connection only, with one log line that names it and the reason, and a last frame that tells it."""
+A connection is first a stranger: before it has been silent for HANDSHAKE_SECONDS_MAX its certificate (or,
+without TLS, its first frame, a hello) must satisfy `authorize`. Then each of its requests is handed to the
+handler, in order, synchronously; answers may be given at once or any time later. Whatever is wrong with a
+peer ends its own connection only, with one log line that names it and the reason, and a last frame that tells
+it."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from blockstore.config import (
     CONNECTIONS_MAX,
     HANDSHAKE_SECONDS_MAX,
     LANE_SWEEP_SECONDS,
+    OPENING_SECONDS_MAX,
     QUEUED_BYTES_PER_CONNECTION_MAX,
     UNAUTHENTICATED_CONNECTIONS_MAX,
 )
@@ -216,6 +218,7 @@ class Connection:
     """One accepted connection."""
 
     __slots__ = (
+        "_heard",
         "_is_noted",
         "_is_refused",
         "_lane_socket",
@@ -235,7 +238,7 @@ class Connection:
         self._wire = listener.wire
         self._sock = sock
         self.name = name
-        self._since = listener.clock.now()
+        self._since = self._heard = listener.clock.now()
         self._n_calls = 0
         self._is_noted = False
         self._is_refused = False
@@ -268,8 +271,10 @@ class Connection:
         self._opening.cancel()
 
     def sweep(self, now: float) -> None:
-        if self.peer is None and now - self._since > HANDSHAKE_SECONDS_MAX:
-            self.abort(ProtocolViolation(f"it did not say who it is within {HANDSHAKE_SECONDS_MAX} s"))
+        if self.peer is None and now > min(
+            self._heard + HANDSHAKE_SECONDS_MAX, self._since + OPENING_SECONDS_MAX
+        ):
+            self.abort(ProtocolViolation(f"it did not say who it is within {now - self._since:.1f} s"))
         elif stall := self._lane_socket.find_stall(now):
             self.abort(ProtocolViolation(stall))
 
@@ -316,7 +321,11 @@ class Connection:
         with self._opening:
             try:
                 secured = await shake_hands(
-                    self._sock, context, server_side=True, on_failure=self._on_tls_failure
+                    self._sock,
+                    context,
+                    server_side=True,
+                    on_failure=self._on_tls_failure,
+                    on_heard=self._on_heard,
                 )
             except OSError as error:
                 self._lane_socket.end(lost(error))
@@ -326,6 +335,9 @@ class Connection:
             except BlockStoreError as error:
                 self._lane_socket.refuse(error)
         return secured
+
+    def _on_heard(self) -> None:
+        self._heard = self._listener.clock.now()
 
     def _welcome(self, certificate: bytes | None, hello: Message | None) -> None:
         try:

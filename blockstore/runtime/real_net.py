@@ -18,8 +18,8 @@ import trio
 from blockstore.config import (
     CALLS_PER_CONNECTION_MAX,
     CONNECT_SECONDS_MAX,
-    HANDSHAKE_SECONDS_MAX,
     LANE_SWEEP_SECONDS,
+    OPENING_SECONDS_MAX,
     QUEUED_BYTES_PER_CONNECTION_MAX,
     RECONNECT_SECONDS_MIN,
 )
@@ -303,10 +303,10 @@ class RealLane:
         if network.ssl_context is None:
             return sock
         secured: ssl.SSLSocket | None = None
-        with trio.move_on_after(HANDSHAKE_SECONDS_MAX):
+        with trio.move_on_after(OPENING_SECONDS_MAX):
             secured = await shake_hands(sock, network.ssl_context, address.host)
         if secured is None:
-            raise ConnectionLost(f"no handshake within {HANDSHAKE_SECONDS_MAX} s")
+            raise ConnectionLost(f"no handshake within {OPENING_SECONDS_MAX} s")
         try:
             if network.check_server is not None:
                 network.check_server(address, secured.getpeercert(binary_form=True) or b"")

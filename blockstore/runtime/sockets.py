@@ -57,9 +57,11 @@ async def shake_hands(
     *,
     server_side: bool = False,
     on_failure: Callable[[ssl.SSLError], None] | None = None,
+    on_heard: Callable[[], None] = lambda: None,
 ) -> ssl.SSLSocket:
     """TLS over a connected socket, whose ownership passes to the result. With `on_failure`: called when it
-    fails, and then the peer gets a moment to read the alert that says why."""
+    fails, and then the peer gets a moment to read the alert that says why. `on_heard`: whenever the peer has
+    said something."""
     try:
         secured = context.wrap_socket(
             sock,
@@ -77,6 +79,7 @@ async def shake_hands(
                 return secured
             except ssl.SSLWantReadError:
                 await trio.lowlevel.wait_readable(secured)
+                on_heard()
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(secured)
     except BaseException as error:

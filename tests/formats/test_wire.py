@@ -33,6 +33,7 @@ from blockstore.config import (
     FRAME_PAYLOAD_BYTES_MAX,
     FRAME_STALL_SECONDS_MAX,
     HANDSHAKE_SECONDS_MAX,
+    OPENING_SECONDS_MAX,
     RECEIVED_BYTES_PER_CONNECTION_MAX,
     SEND_STALL_SECONDS_MAX,
 )
@@ -160,7 +161,8 @@ def test_the_pages_layout_and_limits_are_the_codes() -> None:
         f"{REQUEST} request, {ANSWER} answer, {HELLO} hello, {CLOSING} closing",
         f"header, at most {FRAME_HEADER_BYTES_MAX:,}",
         f"payload, at most {FRAME_PAYLOAD_BYTES_MAX:,}",
-        f"within {HANDSHAKE_SECONDS_MAX:.0f} s",
+        f"silent for {HANDSHAKE_SECONDS_MAX:.0f} s",
+        f"within {OPENING_SECONDS_MAX:.0f} s",
         f"After {CALLS_PER_CONNECTION_MAX:,} unanswered",
         f"{ANSWERED_BYTES_PER_CONNECTION_MAX // MiB} MiB of answers",
         f"{RECEIVED_BYTES_PER_CONNECTION_MAX // MiB} MiB of payloads",
