@@ -50,12 +50,13 @@ class Remote:
         return data
 
 
-def batches(keys: Sequence[bytes], n_keys_max: int = LOOKUP_KEYS_MAX) -> Iterator[tuple[int, int]]:
-    """Index ranges of keys that fit one LookupMany each."""
+def batches(keys: Sequence[bytes], n_keys_max: int | None = None) -> Iterator[tuple[int, int]]:
+    """Index ranges of keys that fit one LookupMany each; no more than `n_keys_max`, if given."""
+    most = LOOKUP_KEYS_MAX if n_keys_max is None else min(n_keys_max, LOOKUP_KEYS_MAX)
     start = n_bytes = 0
     for index, key in enumerate(keys):
         n_bytes += len(key)
-        if index - start == n_keys_max or n_bytes > LOOKUP_KEY_BYTES_MAX:
+        if index - start == most or n_bytes > LOOKUP_KEY_BYTES_MAX:
             yield start, index
             start, n_bytes = index, len(key)
     if keys:

@@ -55,6 +55,7 @@ _FUZZED_ELSEWHERE = {
     "runtime/interfaces.py": "says what there is, and does nothing",
     "codec/matrix.py": "takes no bytes: which shards there are",
     "runtime/lane_socket.py:_parse": "hands what a socket brought to Inbox.parse",
+    "block.py:_parse_device": "hands a text to parse_place",
     "control/views.py:_decode": "hands a value to decode_record",
     "consensus/raft_log.py:_scan_segments": "reads files for scan_segment",
 }
