@@ -28,6 +28,8 @@ log = logging.getLogger("blockstore.volume")
 WRITE_BYTES = 4 * MiB
 READ_BYTES = MiB
 """Of a run that is being merged, at once."""
+RESTS = 3
+"""So many times as long as work took is rested after it, while clients write."""
 BLOCKS_AT_ONCE = 8
 """Of each run, merged between two looks at what else there is to do: some 3 ms."""
 
@@ -91,9 +93,11 @@ class Checkpointer:
         draft = core.begin(state, journal_chunk, journal_offset)
         try:
             run = Appending(self._writer, state, self._world)
+            began = self._world.clock.now()
             for blocks in draft.blocks():
                 await run.add(blocks)
-                await trio.lowlevel.checkpoint()
+                await self._rest(began)
+                began = self._world.clock.now()
             draft.on_written(await run.finish(), state)
             runs = core.runs_with(draft)
             head = Appending(self._writer, state, self._world)
@@ -112,6 +116,11 @@ class Checkpointer:
             "checkpoint volume=%d sequence=%d keys=%d runs=%d seconds=%.3f",
             state.volume, root.sequence, len(draft.frozen), len(runs), self._world.clock.now() - started,
         )  # fmt: skip
+
+    async def _rest(self, began: float) -> None:
+        """Clients come first."""
+        n_times = 0 if self._is_quiet() else RESTS
+        await trio.sleep(n_times * (self._world.clock.now() - began))
 
     # --- merging
 
@@ -152,7 +161,7 @@ class Checkpointer:
                     merge.end(source)
             await output.add(builder.add(merge.take()))
             self.merging = (n_read, n_keys)
-            await trio.sleep(0 if self._is_quiet() else world.clock.now() - began)
+            await self._rest(began)
         if not builder.n_keys:
             return Merged(inputs, None)
         rest, index = builder.finish()

@@ -41,7 +41,10 @@ from blockstore.volume.world import World
 log = logging.getLogger("blockstore.volume")
 
 LATE_SWEEP_SECONDS = 0.05
-OVERSLEPT_SECONDS = 0.3
+IDLE_SWEEP_SECONDS = 0.25
+"""While nothing is under way: nobody can be late, and a node may own hundreds of volumes."""
+OVERSLEPT_SECONDS = 0.4
+assert LATE_SWEEP_SECONDS < IDLE_SWEEP_SECONDS < OVERSLEPT_SECONDS < MEMBER_LATE_SECONDS
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.05, 0.5
 """Between attempts to open a chunk in which something becomes durable: there are too few live members,
 control has no leader, or every chunk ends at its first append, as when all disks are full. Each costs control
@@ -178,7 +181,7 @@ class JournalShell:
         clock = self._world.clock
         while True:
             before = clock.now()
-            await trio.sleep(LATE_SWEEP_SECONDS)
+            await trio.sleep(IDLE_SWEEP_SECONDS if self.core.is_idle else LATE_SWEEP_SECONDS)
             now = clock.now()
             self._look_for_space()
             writer = self.core.writer
