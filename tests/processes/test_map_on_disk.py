@@ -70,7 +70,8 @@ def test_a_map_larger_than_its_owners_memory_is_right(
 
 
 def change(bucket: blockstore.Bucket, model: Model, rng: random.Random) -> None:
-    name, value = f"{rng.randrange(N_KEYS):05}", os.urandom(rng.choice((1, 10, 300, 3_000)))
+    # Long enough that no two are alike: a diff tells what was written anew, whatever the bytes.
+    name, value = f"{rng.randrange(N_KEYS):05}", os.urandom(rng.choice((8, 30, 300, 3_000)))
     drawn = rng.random()
     if drawn < 0.7:
         bucket.put(name, value)
