@@ -44,6 +44,7 @@ test: lint types
 	@nice -n 19 $(BIN)/python -m pytest $(PROOFS) >$(VENV)/proofs.log 2>&1 & proofs=$$!; \
 	  trap 'kill $$proofs 2>/dev/null' EXIT INT TERM; \
 	  $(BIN)/python -m pytest $(PROOFS:%=--ignore=%); others=$$?; \
+	  echo "== waiting for the proofs (tail -f $(VENV)/proofs.log)"; \
 	  wait $$proofs; found=$$?; trap - EXIT; cat $(VENV)/proofs.log; exit $$((others | found))
 
 lint: $(VENV)/installed-dev

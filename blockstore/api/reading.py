@@ -121,19 +121,17 @@ class Reading:
         return NotFound(object_words(self._session.name, name))
 
 
-class PageCursor:
-    """Where a listing stands. Knows no session, so that any may fetch its next page."""
+class KeyPages:
+    """Where a listing of keys stands. Knows no session, so that any may fetch its next page."""
 
-    def __init__(self, prefix: str, delimiter: str | None, at: int) -> None:
-        self._prefix = prefix_key(prefix)
-        self._delimiter = prefix_key(delimiter or "")
-        self._at = at
+    def __init__(self, prefix: bytes, delimiter: bytes, at: int) -> None:
+        self._prefix, self._delimiter, self._at = prefix, delimiter, at
         self._view = 0  # the sequence that the first page showed
         self._after: bytes = b""
         self._start: bytes = b""
         self._more = True
 
-    async def fetch(self, session: VolumeSession, timeout: float) -> list[ObjectInfo | CommonPrefix]:
+    async def fetch(self, session: VolumeSession, timeout: float) -> tuple[Entry, ...]:
         """The next page; empty at the end."""
         while self._more:
             at = self._at or self._view
@@ -151,8 +149,19 @@ class PageCursor:
             self._more, self._start = page.more, page.next
             if page.entries:
                 self._after = page.entries[-1].key
-                return [_listed(entry) for entry in page.entries]
-        return []
+                return page.entries
+        return ()
+
+
+class PageCursor:
+    """Where a listing of objects stands."""
+
+    def __init__(self, prefix: str, delimiter: str | None, at: int) -> None:
+        self._pages = KeyPages(prefix_key(prefix), prefix_key(delimiter or ""), at)
+
+    async def fetch(self, session: VolumeSession, timeout: float) -> list[ObjectInfo | CommonPrefix]:
+        """The next page; empty at the end."""
+        return [_listed(entry) for entry in await self._pages.fetch(session, timeout)]
 
 
 class Listing(Generic[Listed]):

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from blockstore.api.history import Moment, fetch_changes, fetch_snapshots, successor
+from blockstore.api.reading import KeyPages
 from blockstore.api.session import VolumeSession
 from blockstore.api.snapshot import choose_snapshot
 from blockstore.codec.messages import (
     Entry,
-    KeyPage,
-    ListKeys,
     Restore,
     SnapshotCreate,
     SnapshotRecord,
@@ -229,14 +228,10 @@ async def _prefix_elsewhere(
 
 
 async def _entries(session: VolumeSession, prefix: bytes, at: int, timeout: float) -> AsyncGenerator[Entry]:
-    start = b""
-    while True:
-        page = await session.ask(ListKeys(prefix, b"", b"", PAGE_KEYS, at, start), KeyPage, timeout)
-        for entry in page.entries:
+    pages = KeyPages(prefix, b"", at)
+    while page := await pages.fetch(session, timeout):
+        for entry in page:
             yield entry
-        if not page.more:
-            return
-        start = page.next
 
 
 def _are_alike(old: Entry, new: Entry) -> bool:

@@ -1,7 +1,8 @@
 """Brings blocks of runs: from a disk of this node, or from the nodes that have them.
 
 Whoever needs some of other nodes waits in a queue; what has gathered while one round was under way is asked
-for together, one message for each node. A round that fails fails those who waited for it."""
+for together, one message for each node. When a round fails, each who waited for it is served alone, so that
+what one cannot have is missed by nobody else."""
 
 from __future__ import annotations
 
@@ -97,22 +98,29 @@ class BlockShell:
             await self._due.wait()
             self._due = trio.Event()
             self._under_way, self._waiting = self._waiting, []
-            ranges = list(dict.fromkeys(one for waiting in self._under_way for one in waiting.ranges))
-            why: BlockStoreError | None = None
-            bodies: Held = {}
-            try:
-                deadline = self._world.clock.now() + OPERATION_SECONDS
-                bodies = await fetch_blocks(self._world.reader, ranges, deadline)
-            except BlockStoreError as error:
-                why = error
-            brought, self._under_way = self._under_way, []
-            for waiting in brought:
-                if why is None:
-                    for run, first, last in waiting.ranges:
-                        waiting.held.update(
-                            ((run.serial, block), bodies[run.serial, block]) for block in range(first, last)
-                        )
-                waiting.on_there(why)
+            why = await self._round(self._under_way)
+            is_joint = len(self._under_way) > 1
+            while self._under_way:
+                if why is not None and is_joint:
+                    outcome = await self._round(self._under_way[:1])
+                else:
+                    outcome = why
+                self._under_way.pop(0).on_there(outcome)
+
+    async def _round(self, served: Sequence[_Waiting]) -> BlockStoreError | None:
+        """Why they cannot be served; None when they have what they wait for."""
+        ranges = list(dict.fromkeys(one for waiting in served for one in waiting.ranges))
+        deadline = self._world.clock.now() + OPERATION_SECONDS
+        try:
+            bodies = await fetch_blocks(self._world.reader, ranges, deadline)
+        except BlockStoreError as error:
+            return error
+        for waiting in served:
+            for run, first, last in waiting.ranges:
+                waiting.held.update(
+                    ((run.serial, block), bodies[run.serial, block]) for block in range(first, last)
+                )
+        return None
 
     def give_up(self) -> list[OnThere]:
         """The owner has fallen: who still waits for other nodes."""

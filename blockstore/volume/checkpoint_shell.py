@@ -30,6 +30,7 @@ READ_BYTES = MiB
 """Of a run that is being merged, at once."""
 RESTS = 3
 """So many times as long as work took is rested after it, while clients write."""
+REST_SECONDS_MAX = 0.1
 BLOCKS_AT_ONCE = 8
 """Of each run, merged between two looks at what else there is to do: some 3 ms."""
 
@@ -118,9 +119,9 @@ class Checkpointer:
         )  # fmt: skip
 
     async def _rest(self, began: float) -> None:
-        """Clients come first."""
+        """Clients come first. What took long waited for a disk, as a rule: that needs no more rest."""
         n_times = 0 if self._is_quiet() else RESTS
-        await trio.sleep(n_times * (self._world.clock.now() - began))
+        await trio.sleep(min(n_times * (self._world.clock.now() - began), REST_SECONDS_MAX))
 
     # --- merging
 

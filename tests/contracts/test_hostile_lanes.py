@@ -21,7 +21,12 @@ from fastcrc import crc32
 
 from blockstore.codec.frame import PREFIX_BYTES, FrameWire
 from blockstore.codec.messages import Failed, FetchEvents, Hello, Ok, Ping
-from blockstore.config import FRAME_STALL_SECONDS_MAX, HANDSHAKE_SECONDS_MAX, SEND_STALL_SECONDS_MAX
+from blockstore.config import (
+    FRAME_STALL_SECONDS_MAX,
+    HANDSHAKE_SECONDS_MAX,
+    OPENING_SECONDS_MAX,
+    SEND_STALL_SECONDS_MAX,
+)
 from blockstore.errors import BlockStoreError, ConnectionLost, PermissionDenied
 from blockstore.ids import KiB, MiB
 from blockstore.runtime.interfaces import ANSWER, CLOSING, HELLO, REQUEST, Address, IncomingCall
@@ -459,6 +464,32 @@ async def test_a_broken_handshake_is_closed(tls_lanes: LaneHarness, caplog: pyte
         async with await connect(listener.address) as stream:
             await stream.send_all(outgoing.read())
             await read_to_end(stream, HANDSHAKE_SECONDS_MAX + 0.7)
+        [line] = warnings_of(caplog)
+        assert "did not say who it is" in line
+
+
+async def test_a_handshake_that_goes_on_has_longer_but_not_for_ever(
+    tls_lanes: LaneHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that never pauses for as long as a silent one may be silent, and never ends."""
+    assert tls_lanes.authority is not None
+    async with attacked(tls_lanes) as listener:
+        outgoing = ssl.MemoryBIO()
+        half = tls_lanes.authority.client_context().wrap_bio(ssl.MemoryBIO(), outgoing)
+        with pytest.raises(ssl.SSLWantReadError):
+            half.do_handshake()
+        began = trio.current_time()
+
+        async def send_slowly() -> None:
+            async with await connect(listener.address) as stream:
+                for byte in outgoing.read():
+                    await stream.send_all(bytes([byte]))
+                    await trio.sleep(HANDSHAKE_SECONDS_MAX / 4)  # as slow as its network
+
+        with pytest.raises(trio.BrokenResourceError):
+            await send_slowly()
+        lasted = trio.current_time() - began
+        assert OPENING_SECONDS_MAX - 0.1 < lasted < OPENING_SECONDS_MAX + 2 * HANDSHAKE_SECONDS_MAX
         [line] = warnings_of(caplog)
         assert "did not say who it is" in line
 

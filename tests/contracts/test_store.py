@@ -31,6 +31,7 @@ from blockstore.errors import (
 )
 from blockstore.ids import KiB, MiB
 from blockstore.kinds.object_history import Change
+from blockstore.placement.policy import Policy
 
 
 class Awaited:
@@ -228,6 +229,19 @@ async def test_a_listing_of_many_pages_shows_what_was_there_when_it_began(bucket
         seen.append((entry.name, entry.size))
     assert seen == [(name, 1) for name in names]
     assert "1500" not in [entry.name async for entry in bucket.list("15")]
+
+
+async def test_what_is_written_for_each_byte_is_told(bucket: aio.Bucket) -> None:
+    value = some_bytes(100_000)
+    async with trio.open_nursery() as nursery:
+        for index in range(20):
+            nursery.start_soon(bucket.put, f"{index}", value)
+    facts = await bucket.facts()
+    assert facts["put_bytes"] == 20 * len(value)
+    amplification = float(facts["write_amplification"])
+    assert amplification == round(float(facts["written_bytes"]) / (20 * len(value)), 2)
+    copies = 1 + Policy.parse(bucket.policy).m
+    assert copies <= amplification < copies + 0.2, "the value on each member, and little beside it"
 
 
 async def test_full_metadata_and_long_names_fit_in_many_answers(bucket: aio.Bucket) -> None:

@@ -32,6 +32,7 @@ class Nodes:
     def __init__(self, store: RunStore, run: SortedRun) -> None:
         self.rounds: list[int] = []
         self.error: BlockStoreError | None = None
+        self.hurts: object = None  # only whoever asks for these extents; None: everybody
         self.asked, self.answers = trio.Event(), trio.Event()
         self.rots = False
         self._whole = bytes(store.data_of(run, 0, run.n_blocks))
@@ -42,7 +43,9 @@ class Nodes:
         self.rounds.append(len(wants))
         self.asked.set()
         await self.answers.wait()
-        if self.error is not None:
+        if self.error is not None and (
+            self.hurts is None or self.hurts in [extents for extents, *_ in wants]
+        ):
             raise self.error
         found: list[bytes] = []
         for extents, _, start, end in wants:
@@ -93,6 +96,10 @@ class Bench:
         self.held[name] = {}
         if self.shell.bring(BlocksMissing(ranges), self.held[name], on_there):
             on_there(None)
+
+    def place_of(self, block: int) -> object:
+        """The extents of a block, as a reader is asked for them."""
+        return self.run.extents_of(block, block + 1)[0]
 
     def has(self, name: str) -> list[int]:
         """Which blocks it was brought."""
@@ -158,6 +165,22 @@ async def test_what_a_disk_of_this_node_has_is_there_at_once_unless_it_is_damage
             await bench.all_told.wait()
         nursery.cancel_scope.cancel()
     assert (bench.told[1:], bench.has("damaged"), bench.nodes.rounds) == ([("damaged", None)], [2], [1])
+
+
+async def test_what_one_cannot_have_is_missed_by_nobody_else() -> None:
+    async with running() as bench:
+        bench.want("first", 0)
+        await bench.nodes.asked.wait()
+        bench.nodes.error, bench.nodes.hurts = Unavailable("nobody has it"), bench.place_of(3)
+        for name, block in (("sound", 1), ("hurt", 3), ("last", 2)):
+            bench.want(name, block)
+        bench.nodes.answers.set()
+        await bench.all_told.wait()
+        assert [(name, why is None) for name, why in bench.told] == [
+            ("first", True), ("sound", True), ("hurt", False), ("last", True)
+        ]  # fmt: skip
+        assert [bench.has(name) for name in ("sound", "hurt", "last")] == [[1], [], [2]]
+        assert bench.nodes.rounds == [1, 3, 1, 1, 1]
 
 
 async def test_an_owner_that_falls_gets_back_all_who_wait_each_once() -> None:
