@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from blockstore import aio, errors
-    from blockstore.api.blocking import Batch, Bucket, ObjectReader, Snapshot, Store, connect, open
+    from blockstore.api.blocking import (
+        Batch,
+        Bucket,
+        CachedSnapshot,
+        ObjectReader,
+        Snapshot,
+        Store,
+        connect,
+        open,
+    )
     from blockstore.api.blocking_device import BlockDevice, DeviceSnapshot
     from blockstore.api.samples import Samples
     from blockstore.codec.messages import CredentialView, Events, NodeStatus, NodeView, Status, VolumeView
@@ -36,6 +45,7 @@ _PLACES = {
     "Batch": "blockstore.api.blocking",
     "Bucket": "blockstore.api.blocking",
     "Snapshot": "blockstore.api.blocking",
+    "CachedSnapshot": "blockstore.api.blocking",
     "BlockDevice": "blockstore.api.blocking_device",
     "DeviceSnapshot": "blockstore.api.blocking_device",
     "RangeChange": "blockstore.kinds.block",
@@ -62,6 +72,7 @@ __all__ = [
     "Bucket",
     "Batch",
     "Snapshot",
+    "CachedSnapshot",
     "BlockDevice",
     "DeviceSnapshot",
     "RangeChange",

@@ -17,7 +17,7 @@ from blockstore.api.history import Changes
 from blockstore.api.object_reader import ObjectReader
 from blockstore.api.opening import connect, open
 from blockstore.api.reading import Listing
-from blockstore.api.snapshot import Snapshot
+from blockstore.api.snapshot import CachedSnapshot, Snapshot
 from blockstore.api.store import Store
 from blockstore.kinds.block import RangeChange
 from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
@@ -30,6 +30,7 @@ __all__ = [
     "Bucket",
     "Batch",
     "Snapshot",
+    "CachedSnapshot",
     "BlockDevice",
     "DeviceSnapshot",
     "RangeChange",

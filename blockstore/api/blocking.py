@@ -21,18 +21,20 @@ from blockstore.api.batch import BatchChanges
 from blockstore.api.blocking_device import BlockDevice
 from blockstore.api.bridge import Bridge, ConnectedBridge, EmbeddedBridge
 from blockstore.api.history import ChangeCursor, Moment
+from blockstore.api.known_versions import KnownVersions, OnProgress, Versions, fetch_map
 from blockstore.api.location import Cluster, PathLike, resolve
 from blockstore.api.object_reader import OpenVersion, fetch_block, seek_position
 from blockstore.api.opening import CONNECT_SECONDS, as_cluster, check_directories
 from blockstore.api.reading import PageCursor, Wanted
 from blockstore.api.restoring import OnChanges
 from blockstore.api.samples import Samples
+from blockstore.api.snapshot_map import SnapshotMap
 from blockstore.api.store import Store as AsyncStore
 from blockstore.api.value_source import Data
 from blockstore.codec.messages import CredentialView, Events, NodeView, SnapshotRecord, Status, VolumeView
 from blockstore.config import OPERATION_SECONDS
 from blockstore.ids import KiB
-from blockstore.kinds.bucket import CommonPrefix, ObjectInfo
+from blockstore.kinds.bucket import CommonPrefix, ObjectInfo, prefix_key
 from blockstore.kinds.object_history import Change, ObjectVersion, Restored
 from blockstore.kinds.samples import Share
 
@@ -210,7 +212,10 @@ class Reading:
         self._at = at
 
     def _of(self, store: AsyncStore) -> async_reading.Reading:
-        return async_reading.Reading(store.session(self._bucket), self._at)
+        return async_reading.Reading(self._versions(store), self._at)
+
+    def _versions(self, store: AsyncStore) -> Versions:
+        return store.session(self._bucket)
 
     def get(
         self, name: str, *, start: int = 0, end: int | None = None, timeout: float = OPERATION_SECONDS
@@ -257,7 +262,7 @@ class Reading:
         return self._pages(PageCursor(prefix, delimiter, self._at), timeout)
 
     def _pages(self, cursor: PageCursor, timeout: float) -> Iterator[ObjectInfo | CommonPrefix]:
-        while page := self._bridge.run(lambda store: cursor.fetch(store.session(self._bucket), timeout)):
+        while page := self._bridge.run(lambda store: cursor.fetch(self._versions(store), timeout)):
             yield from page
 
 
@@ -266,12 +271,33 @@ class Snapshot(Reading):
 
     def __init__(self, bridge: Bridge, bucket: str, record: SnapshotRecord) -> None:
         super().__init__(bridge, bucket, record.sequence)
+        self._record = record
         self.bucket = bucket
         self.name = record.name
         self.sequence = record.sequence
         self.created = record.created  # wall clock, seconds since 1970
         self.held = record.held  # when this was asked: it could not be deleted
         self._names: tuple[str, list[str]] | None = None  # below a prefix: they never change
+
+    def cached(
+        self,
+        directory: PathLike | None = None,
+        *,
+        prefix: str = "",
+        on_progress: OnProgress | None = None,
+        timeout: float = OPERATION_SECONDS,
+    ) -> CachedSnapshot:
+        """The snapshot with its map at hand: which objects it has, and where they are, is fetched once (some
+        100 bytes an object; `on_progress` is told how many objects are done), and then its reading methods
+        ask only the nodes that have the bytes. With `directory` the map is kept in a file there, up to 4 GiB
+        for all maps, and found again next time; else in memory, up to 256 MiB. With `prefix` only of objects
+        whose names begin so; others are read as ever. Threads share the map, and so do children made by fork.
+        `timeout` is for each 1,000 objects."""
+        at, key = self.sequence, prefix_key(prefix)
+        known = self._bridge.run(
+            lambda store: fetch_map(store.session(self.bucket), at, key, directory, on_progress, timeout)
+        )
+        return CachedSnapshot(self._bridge, self.bucket, self._record, known)
 
     def samples(
         self,
@@ -300,6 +326,18 @@ class Snapshot(Reading):
 
     def __repr__(self) -> str:
         return f"<Snapshot {self.bucket}@{self.name} at sequence {self.sequence}>"
+
+
+class CachedSnapshot(Snapshot):
+    """A snapshot that knows where its objects are. It reads while the snapshot exists, whether or not the
+    bucket has an owner just now."""
+
+    def __init__(self, bridge: Bridge, bucket: str, record: SnapshotRecord, known: SnapshotMap) -> None:
+        super().__init__(bridge, bucket, record)
+        self.known = known
+
+    def _versions(self, store: AsyncStore) -> Versions:
+        return KnownVersions(store.session(self.bucket), self.known)
 
 
 class Batch(BatchChanges):

@@ -82,6 +82,7 @@ class Bucket(Reading):
         self, session: VolumeSession, view: VolumeView, offload: Offload, wall: Callable[[], float]
     ) -> None:
         super().__init__(session, 0)
+        self._session = session
         self.view = view
         self.name = view.name
         self._offload = offload

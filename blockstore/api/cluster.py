@@ -113,6 +113,11 @@ class ClusterSession:
         """Of the newest control state seen."""
         return self._view.revision if self._view else 0
 
+    @property
+    def cluster_id(self) -> str:
+        """No other cluster has it; "" while no node has answered."""
+        return self._view.cluster if self._view else ""
+
     def next_request(self) -> RequestId:
         """The id of a new control request."""
         number = self._next_number

@@ -11,7 +11,7 @@ import io
 from types import TracebackType
 from typing import Self
 
-from blockstore.api.session import VolumeSession
+from blockstore.api.known_versions import Versions
 from blockstore.codec.messages import Found
 from blockstore.errors import InvalidRequest, NotFound, PreconditionFailed
 from blockstore.ids import KiB, MiB
@@ -56,7 +56,7 @@ class OpenVersion:
         self._block_start, self._block = start, block
 
 
-async def fetch_block(session: VolumeSession, version: OpenVersion, start: int, end: int) -> bytes:
+async def fetch_block(session: Versions, version: OpenVersion, start: int, end: int) -> bytes:
     """Bytes of the version. PreconditionFailed when the object was replaced and its bytes are gone."""
     try:
         return await session.fetch_version(version.found, version.at, start, end, version.timeout)
@@ -71,7 +71,7 @@ class ObjectReader:
     """A readable binary file: `read`, `seek`, `tell`; `async with` it, or leave it to the garbage
     collector."""
 
-    def __init__(self, session: VolumeSession, version: OpenVersion) -> None:
+    def __init__(self, session: Versions, version: OpenVersion) -> None:
         self._session = session
         self._version = version
         self._position = 0

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from operator import index
 from typing import Any, Generic, Literal, Self, TypeVar, cast, overload
 
+from blockstore.api.known_versions import PAGE_KEYS, Versions
 from blockstore.api.object_reader import ObjectReader, OpenVersion
-from blockstore.api.session import VolumeSession
-from blockstore.codec.messages import Entry, KeyPage, ListKeys
+from blockstore.codec.messages import Entry, ListKeys
 from blockstore.config import OPERATION_SECONDS
 from blockstore.errors import InvalidRequest, NotFound, ProtocolViolation
 from blockstore.kinds.bucket import (
@@ -25,8 +25,6 @@ from blockstore.kinds.bucket import (
     object_words,
     prefix_key,
 )
-
-PAGE_KEYS = 1_000
 
 POSITION_MAX = 2**62
 """Past the end of every object, and a number that a message can carry."""
@@ -40,8 +38,8 @@ Listed = TypeVar("Listed", ObjectInfo, ObjectInfo | CommonPrefix, covariant=True
 class Reading:
     """The reading methods: of a bucket as it is now, and of one of its snapshots."""
 
-    def __init__(self, session: VolumeSession, at: int) -> None:
-        self._session = session
+    def __init__(self, session: Versions, at: int) -> None:
+        self._versions = session
         self._at = at
 
     async def get(
@@ -50,20 +48,19 @@ class Reading:
         """The object's bytes, or those in `[start, end)`; what lies past its end is left out. NotFound."""
         first, last = _checked_range(start, end)
         try:
-            _, data = await self._session.fetch(key_of(name), self._at, first, last, timeout)
+            _, data = await self._versions.fetch(key_of(name), self._at, first, last, timeout)
         except NotFound as error:
             raise self.not_found(name, error) from None
         return data
 
     async def open(self, name: str, *, timeout: float = OPERATION_SECONDS) -> ObjectReader:
         """The object as a readable file. `timeout` is for each read."""
-        return ObjectReader(self._session, await self.open_version(name, timeout))
+        return ObjectReader(self._versions, await self.open_version(name, timeout))
 
     async def open_version(self, name: str, timeout: float) -> OpenVersion:
         """What a file is made of."""
-        session = self._session
         try:
-            found, inline = await session.fetch_inline(key_of(name), self._at, 0, -1, timeout)
+            found, inline = await self._versions.fetch_inline(key_of(name), self._at, 0, -1, timeout)
         except NotFound as error:
             raise self.not_found(name, error) from None
         return OpenVersion(_info(found.entry), found, inline, self._at, timeout)
@@ -84,16 +81,16 @@ class Reading:
                 keys.append(key_of(name))
                 ranges.append(_checked_range(start, end))
                 has_ranges = True
-        values = await self._session.fetch_many(keys, ranges if has_ranges else (), self._at, timeout)
+        values = await self._versions.fetch_many(keys, ranges if has_ranges else (), self._at, timeout)
         if None in values:
             missing = keys[values.index(None)]
-            raise NotFound(object_words(self._session.name, name_of(missing)))
+            raise NotFound(object_words(self._versions.name, name_of(missing)))
         return cast("list[bytes]", values)
 
     async def stat(self, name: str, *, timeout: float = OPERATION_SECONDS) -> ObjectInfo:
         """Size, etag, times and metadata of an object. NotFound."""
         try:
-            entry = await self._session.fetch_entry(key_of(name), self._at, timeout)
+            entry = await self._versions.fetch_entry(key_of(name), self._at, timeout)
         except NotFound as error:
             raise self.not_found(name, error) from None
         return _info(entry)
@@ -112,13 +109,13 @@ class Reading:
         """The objects whose names begin with `prefix`, in order of their names' bytes; with `delimiter`,
         names that go on past it are folded into one CommonPrefix. Of a bucket, each page is as of when it was
         asked for; of a snapshot, all are as of the snapshot. `timeout` is for each page."""
-        return Listing(self._session, PageCursor(prefix, delimiter, self._at), timeout)
+        return Listing(self._versions, PageCursor(prefix, delimiter, self._at), timeout)
 
     def not_found(self, name: str, error: NotFound) -> NotFound:
         """The owner knows keys; the user knows names. A missing bucket or snapshot stays what it is."""
         if str(error.fields[0]).startswith(("bucket ", "snapshot ")):
             return error
-        return NotFound(object_words(self._session.name, name))
+        return NotFound(object_words(self._versions.name, name))
 
 
 class KeyPages:
@@ -131,13 +128,13 @@ class KeyPages:
         self._start: bytes = b""
         self._more = True
 
-    async def fetch(self, session: VolumeSession, timeout: float) -> tuple[Entry, ...]:
+    async def fetch(self, session: Versions, timeout: float) -> tuple[Entry, ...]:
         """The next page; empty at the end."""
         while self._more:
             at = self._at or self._view
             op = ListKeys(self._prefix, self._after, self._delimiter, PAGE_KEYS, at, self._start)
             try:
-                page = await session.ask(op, KeyPage, timeout)
+                page = await session.fetch_page(op, timeout)
             except NotFound:
                 if not self._view:
                     raise
@@ -159,7 +156,7 @@ class PageCursor:
     def __init__(self, prefix: str, delimiter: str | None, at: int) -> None:
         self._pages = KeyPages(prefix_key(prefix), prefix_key(delimiter or ""), at)
 
-    async def fetch(self, session: VolumeSession, timeout: float) -> list[ObjectInfo | CommonPrefix]:
+    async def fetch(self, session: Versions, timeout: float) -> list[ObjectInfo | CommonPrefix]:
         """The next page; empty at the end."""
         return [_listed(entry) for entry in await self._pages.fetch(session, timeout)]
 
@@ -167,7 +164,7 @@ class PageCursor:
 class Listing(Generic[Listed]):
     """An async iterator over the objects of a listing, fetched page by page."""
 
-    def __init__(self, session: VolumeSession, cursor: PageCursor, timeout: float) -> None:
+    def __init__(self, session: Versions, cursor: PageCursor, timeout: float) -> None:
         self._session = session
         self._cursor = cursor
         self._timeout = timeout

@@ -38,9 +38,11 @@ from blockstore.codec.messages import (
     Entry,
     Extent,
     Found,
+    FoundMany,
     Grant,
     Granted,
     KeyHistory,
+    KeyPage,
     ListChanges,
     ListKeys,
     Lookup,
@@ -357,6 +359,10 @@ class VolumeSession:
         """The version visible at sequence `at`, without its bytes. NotFound when there is none."""
         return (await self.ask(Lookup(key, at, 0, -1, False), Found, timeout)).entry
 
+    async def fetch_page(self, op: ListKeys, timeout: float) -> KeyPage:
+        """A page of a listing. NotFound when what it is to show is not there any more."""
+        return await self.ask(op, KeyPage, timeout)
+
     async def fetch(self, key: bytes, at: int, start: int, end: int, timeout: float) -> tuple[Found, bytes]:
         """The bytes `[start, end)` of the version visible at `at`; `end` -1 is the value's end. What lies
         past it is left out. `timeout` is for each piece of a large value."""
@@ -480,6 +486,22 @@ class VolumeSession:
             found += take_versions(op, answer)
             answer.payload.release()
         return found
+
+    async def look_up_places(self, keys: Sequence[bytes], at: int, timeout: float) -> list[Found | None]:
+        """Where the versions of keys are, without their bytes and metadata; None where there is no such
+        key."""
+        ops = [LookupMany(tuple(keys[start:end]), at, (), False) for start, end in batches(keys)]
+        places: list[Found | None] = []
+        for op, answer in zip(ops, await self._call_many(ops, self._caller.now() + timeout), strict=True):
+            found = answer.message
+            answer.payload.release()
+            if not isinstance(found, FoundMany) or len(found.entries) != len(op.keys):
+                raise unexpected(found)
+            places += [
+                None if entry is None else Found(msgspec.structs.replace(entry, key=key), found.placements)
+                for key, entry in zip(op.keys, found.entries, strict=True)
+            ]
+        return places
 
     async def read_remote(self, wanted: Sequence[Remote], timeout: float) -> list[bytes]:
         """The bytes of exactly these versions. Fails when they are not there any more: look them up again."""

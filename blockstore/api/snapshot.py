@@ -6,13 +6,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
+from os import PathLike
 
+from blockstore.api.known_versions import KnownVersions, OnProgress, fetch_map
 from blockstore.api.reading import Reading
 from blockstore.api.samples import Batch, reading_ahead
 from blockstore.api.session import VolumeSession
+from blockstore.api.snapshot_map import SnapshotMap
 from blockstore.codec.messages import SnapshotRecord
 from blockstore.config import OPERATION_SECONDS
 from blockstore.errors import InvalidRequest, NotFound
+from blockstore.kinds.bucket import prefix_key
 from blockstore.kinds.samples import Share
 
 
@@ -21,12 +25,31 @@ class Snapshot(Reading):
 
     def __init__(self, session: VolumeSession, record: SnapshotRecord) -> None:
         super().__init__(session, record.sequence)
+        self._session = session
         self.bucket = session.name
         self.record = record
         self.name = record.name
         self.sequence = record.sequence
         self.created = record.created  # wall clock, seconds since 1970
         self.held = record.held  # when this was asked: it could not be deleted
+
+    async def cached(
+        self,
+        directory: str | PathLike[str] | None = None,
+        *,
+        prefix: str = "",
+        on_progress: OnProgress | None = None,
+        timeout: float = OPERATION_SECONDS,
+    ) -> CachedSnapshot:
+        """The snapshot with its map at hand: which objects it has, and where they are, is fetched once (some
+        100 bytes an object; `on_progress` is told how many objects are done), and then its reading methods
+        ask only the nodes that have the bytes. With `directory` the map is kept in a file there, up to 4 GiB
+        for all maps, and found again next time; else in memory, up to 256 MiB. With `prefix` only of objects
+        whose names begin so; others are read as ever. `timeout` is for each 1,000 objects."""
+        known = await fetch_map(
+            self._session, self.sequence, prefix_key(prefix), directory, on_progress, timeout
+        )
+        return CachedSnapshot(self._session, self.record, known)
 
     @asynccontextmanager
     async def samples(
@@ -58,6 +81,16 @@ class Snapshot(Reading):
 
     def __repr__(self) -> str:
         return f"<Snapshot {self.bucket}@{self.name} at sequence {self.sequence}>"
+
+
+class CachedSnapshot(Snapshot):
+    """A snapshot that knows where its objects are. It reads while the snapshot exists, whether or not the
+    bucket has an owner just now."""
+
+    def __init__(self, session: VolumeSession, record: SnapshotRecord, known: SnapshotMap) -> None:
+        super().__init__(session, record)
+        self.known = known
+        self._versions = KnownVersions(session, known)
 
 
 def choose_snapshot(

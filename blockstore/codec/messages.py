@@ -263,6 +263,7 @@ class LookupMany(_Message, frozen=True, tag=36):
     keys: tuple[bytes, ...]
     at: int = 0
     ranges: tuple[tuple[int, int], ...] = ()  # empty: whole values; else one (start, end) a key
+    want_data: bool = True  # False: only where the values are
 
 
 class FoundMany(_Message, frozen=True, tag=37):
@@ -284,16 +285,18 @@ class ListKeys(_Message, frozen=True, tag=38):
     limit: int = 1_000
     at: int = 0
     start: bytes = b""
+    with_places: bool = False  # entries with extents, but for values of more than 1,000
 
 
 class KeyPage(_Message, frozen=True, tag=39):
-    """`entries` without extents. A folded prefix is an entry with sequence 0. A page may have none, when many
-    keys were looked at that are not visible, and yet more follow."""
+    """`entries` without extents, unless asked for. A folded prefix is an entry with sequence 0. A page may
+    have none, when many keys were looked at that are not visible, and yet more follow."""
 
     entries: tuple[Entry, ...]
     more: bool
     at: int  # the sequence that this page shows: pass it on with the next page for as long as it is retained
     next: bytes = b""  # where the rest starts
+    placements: dict[ChunkId, Placement] = {}  # of every chunk that the entries name
 
 
 class SnapshotCreate(_Message, frozen=True, tag=40):

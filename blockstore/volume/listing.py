@@ -14,10 +14,13 @@ VIEW_SECONDS = 60.0
 def list_keys(op: ListKeys, state: VolumeState, now: float) -> KeyPage:
     """Raise InvalidRequest or NotFound; or BlocksMissing."""
     check_read(op, state)
-    entries, rest = state.map.page(op.prefix, op.after, op.delimiter, op.limit, op.at, op.start)
+    entries, rest = state.map.page(
+        op.prefix, op.after, op.delimiter, op.limit, op.at, op.start, with_places=op.with_places
+    )
     at = op.at
     if at:
         state.prolong_view(at, now + VIEW_SECONDS)
     elif rest:
         at = state.open_view(now + VIEW_SECONDS)
-    return KeyPage(tuple(entries), bool(rest), at, rest)
+    placements = state.chunks.placements_of(extent for entry in entries for extent in entry.extents)
+    return KeyPage(tuple(entries), bool(rest), at, rest, placements)

@@ -122,9 +122,12 @@ class _Gathered:
         self._one_less()
 
     def taker(self, index: int, version: StoredVersion) -> OnValue | None:
-        """Who takes the value; None when there is no room for it, so that it need not be read."""
+        """Who takes the value; None when it is not wanted or has no room, so that it need not be read."""
         start, end = clip(*self._op.ranges[index], version.size) if self._op.ranges else (0, version.size)
         n_bytes = end - start
+        if not self._op.want_data:
+            self._refer(index, version)
+            return None
         if self._size + n_bytes > FRAME_PAYLOAD_BYTES_MAX:
             self._refer(index, version)
             return None

@@ -63,6 +63,12 @@ PASSED_WEIGHT = 400
 KNOWN_KEYS_MAX = 250_000
 """States kept in memory though the runs have them: some 100 MB. Smaller maps never read a block for a key."""
 
+EXTENTS_LISTED_MAX = 1_000
+"""Of one value in a page: more would leave no room for others."""
+
+_EXTENT_BYTES = 100
+"""What one takes in a message, with its chunk's place if no other extent has told that."""
+
 _ENTRY_BYTES = 32
 """What an entry takes in a message besides its key and metadata: size, sequence, checksum."""
 
@@ -171,12 +177,21 @@ class VersionedMap:
     # --- keys in order
 
     def page(
-        self, prefix: bytes, after: bytes, delimiter: bytes, limit: int, at: int, start: bytes = b""
+        self,
+        prefix: bytes,
+        after: bytes,
+        delimiter: bytes,
+        limit: int,
+        at: int,
+        start: bytes = b"",
+        *,
+        with_places: bool = False,
     ) -> tuple[list[Entry], bytes]:
         """Up to `limit` entries (or common prefixes, with sequence 0) in key order; and the `start` of the
         rest, empty when there is none. A page begins at `start`, or behind `after`, the last entry of another
         page. It has fewer entries, or none, when their metadata would not fit one answer, and when
-        KEYS_EXAMINED_MAX keys were looked at: a snapshot may show one of a million keys. BlocksMissing."""
+        KEYS_EXAMINED_MAX keys were looked at: a snapshot may show one of a million keys. Entries have no
+        extents, or with `with_places` those of values that have up to EXTENTS_LISTED_MAX. BlocksMissing."""
         entries: list[Entry] = []
         n_bytes = n_examined = 0
         begin = _beginning(prefix, after, delimiter) if not start else max(start, prefix)
@@ -193,7 +208,8 @@ class VersionedMap:
                 version = None if state is None else _visible(state, at)
                 if version is None or version.meta is None:
                     continue
-                n_bytes += len(key) + len(version.meta) + _ENTRY_BYTES
+                places = version.extents if with_places and len(version.extents) <= EXTENTS_LISTED_MAX else ()
+                n_bytes += len(key) + len(version.meta) + _ENTRY_BYTES + _EXTENT_BYTES * len(places)
                 if len(entries) == limit or (entries and n_bytes > PAGE_BYTES_MAX):
                     return entries, key
                 cut = key.find(delimiter, len(prefix)) if delimiter else -1
@@ -204,7 +220,7 @@ class VersionedMap:
                     if restart is None:
                         return entries, b""
                     break
-                entries.append(Entry(key, version.sequence, version.meta, version.size, version.crc, ()))
+                entries.append(Entry(key, version.sequence, version.meta, version.size, version.crc, places))
             begin = restart
         return entries, b""
 

@@ -7,9 +7,12 @@ from array import array
 from contextlib import suppress
 from typing import Any
 
-from blockstore.codec import control_record, journal_record, run_file
+import msgspec
+
+from blockstore.api.snapshot_map import MapBuilder, SnapshotMap
+from blockstore.codec import control_record, journal_record, messages, run_file
 from blockstore.codec.checksum import crc32c
-from blockstore.ids import ChunkId, VolumeId
+from blockstore.ids import ChunkId, DiskId, VolumeId
 from blockstore.volume.key_filter import hash_of
 from blockstore.volume.sorted_run import BlockCache, BlocksMissing, SortedRun
 from tests.fuzz.decoder import Decoder, chance, u32
@@ -156,6 +159,29 @@ def _control_snapshot() -> Decoder:
     return Decoder(control_record.decode_snapshot, corpus, reseal)
 
 
+def _map_file() -> Decoder:
+    rng = chance("map-file")
+    corpus = list[bytes]()
+    for n_keys in (3, 40):
+        builder = MapBuilder("cluster", CHUNK.volume, 5, b"k", None)
+        version = msgspec.structs.replace(values_of(messages.Entry, rng, 1)[0], meta=b"m")
+        entries = tuple(msgspec.structs.replace(version, key=b"key-%03d" % n) for n in range(n_keys))
+        builder.add(messages.KeyPage(entries, False, 5, b"", {CHUNK: messages.Placement(1, 0, (DiskId(1),))}))
+        corpus.append(bytes(builder.finish().image))
+
+    def decode(data: bytes) -> object:
+        known = SnapshotMap(data)
+        found = known.find_many([b"key-001"])
+        return [found, known.page(messages.ListKeys(known.tail.prefix))]
+
+    def reseal(data: bytearray) -> None:
+        if len(data) >= 16:
+            length = min(struct.unpack_from("<I", data, len(data) - 8)[0], len(data) - 16)
+            data[-4:] = struct.pack("<I", crc32c(bytes(data[len(data) - 16 - length : -4])))
+
+    return Decoder(decode, corpus, reseal)
+
+
 VOLUME = {
     "journal": _journal(),
     "run": _run(),
@@ -163,6 +189,7 @@ VOLUME = {
     "version": _version(),
     "head": _head(),
     "root": _root(),
+    "map-file": _map_file(),
     "control-record": _control_record(),
     "control-command": _control_command(),
     "control-snapshot": _control_snapshot(),
