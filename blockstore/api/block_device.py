@@ -10,13 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
-from blockstore.api.block_reading import (
-    RangeCursor,
-    choose,
-    fetch_size,
-    read_range,
-    words,
-)
+from blockstore.api.block_diff import RangeCursor
+from blockstore.api.block_reading import SnapshotMap, choose, fetch_size, read_range, words
 from blockstore.api.block_writing import BlockWriting, Writer, take_over
 from blockstore.api.history import Moment, fetch_snapshots
 from blockstore.api.session import VolumeSession
@@ -41,6 +36,7 @@ class DeviceSnapshot:
 
     def __init__(self, session: VolumeSession, record: SnapshotRecord, size: int) -> None:
         self._session = session
+        self._map = SnapshotMap()
         self.device = session.name
         self.record = record
         self.name = record.name
@@ -51,7 +47,7 @@ class DeviceSnapshot:
     async def read(self, offset: int, length: int, *, timeout: float = OPERATION_SECONDS) -> bytes:
         """The bytes as of then; what was never written reads as zeros."""
         start, end = check_range(offset, length, self.size)
-        return await read_range(self._session, self.sequence, start, end, timeout)
+        return await read_range(self._session, self._map, self.sequence, start, end, timeout)
 
     def __repr__(self) -> str:
         return f"<DeviceSnapshot {self.device}@{self.name}, {self.size:,} bytes>"
@@ -108,7 +104,7 @@ class BlockDevice:
     async def read(self, offset: int, length: int, *, timeout: float = OPERATION_SECONDS) -> bytes:
         """The bytes; what was never written, or discarded, reads as zeros."""
         start, end = check_range(offset, length, self.size)
-        return await read_range(self._session, 0, start, end, timeout)
+        return await read_range(self._session, self._writer, 0, start, end, timeout)
 
     async def write(
         self,

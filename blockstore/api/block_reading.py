@@ -1,46 +1,45 @@
-"""Reading a block device: its bytes, and where two of its moments differ.
+"""Reading a block device.
 
-One request asks for all keys that may show in a range; what the answer refers to is fetched from the nodes.
+Where the bytes are is remembered (`kinds/block_map.py`) by its writer, and of a snapshot, so most reads go to
+the nodes at once. What is not known is asked of the owner: one request for all keys that may show in a range.
 Values move and are replaced meanwhile: then the keys are looked up again, until the operation's time is over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from blockstore.api.cluster import Backoff, may_retry
-from blockstore.api.history import Moment, fetch_changes, fetch_snapshots
-from blockstore.api.many_values import Looked, Remote
+from blockstore.api.history import Moment, fetch_snapshots
+from blockstore.api.many_values import Looked
 from blockstore.api.session import VolumeSession
 from blockstore.api.snapshot import choose_snapshot
-from blockstore.codec.messages import KeyPage, ListKeys, SnapshotRecord
+from blockstore.chunk.chunk_shell import Want
+from blockstore.codec.messages import KeyPage, ListKeys, Placement, SnapshotRecord
 from blockstore.errors import (
     BlockStoreError,
-    Corrupt,
     InvalidRequest,
     NotFound,
     ProtocolViolation,
     Unavailable,
 )
-from blockstore.ids import MiB
+from blockstore.ids import ChunkId, MiB
 from blockstore.kinds import block
-from blockstore.kinds.block import BLOCK_BYTES, SPAN_BYTES, Part, RangeChange, Shown, Version
+from blockstore.kinds.block import Part, Shown, Version
+from blockstore.kinds.block_map import ZEROED, BlockMap, Known, Load, Run, State, runs_of
+from blockstore.runtime.interfaces import Buffer
 
 READ_PIECE_BYTES = 16 * MiB
 """A longer read goes in pieces of this, each with the timeout anew: memory holds the result and one piece."""
 
-KEYS_AT_ONCE = 3 * (block.BLOCKS_PER_SPAN + 2)
+KEYS_AT_ONCE = 3 * (block.BLOCKS_PER_SPAN + 1)
 """In one request: three spans, at most 3 MiB of blocks in the answer, which a frame takes."""
 
 LISTED_BLOCKS_MIN = 64
 """From so many blocks of a span on, its keys are listed first."""
 
-SPANS_PER_DIFF = 64
-"""Compared before a page of a diff is given out."""
-
-
-_Piece = tuple[int, int, int, Looked]
-"""Where in the result it goes, and which bytes, from and to, of what was found."""
+_SPAN_KEY_BYTES = len(block.span_key(0))
 
 
 def words(name: str) -> str:
@@ -70,136 +69,206 @@ async def choose(session: VolumeSession, wanted: Moment, timeout: float) -> Snap
 # --- bytes
 
 
-async def read_range(session: VolumeSession, at: int, start: int, end: int, timeout: float) -> bytes:
+class MapKeeper(Protocol):
+    """Who remembers where the bytes are."""
+
+    async def find_map(self, session: VolumeSession, timeout: float) -> BlockMap | None:
+        """What is known, if it may be believed just now."""
+        ...
+
+
+class SnapshotMap:
+    """A snapshot never changes: what was ever known of it stays right."""
+
+    def __init__(self) -> None:
+        self._map = BlockMap()
+
+    async def find_map(self, session: VolumeSession, timeout: float) -> BlockMap | None:
+        return self._map
+
+
+async def read_range(
+    session: VolumeSession, keeper: MapKeeper | None, at: int, start: int, end: int, timeout: float
+) -> bytes:
     """The bytes [start, end) as of a sequence (0: now)."""
     if start == end:
         return b""
+    reading = _Reading(session, at, None if keeper is None else await keeper.find_map(session, timeout))
     if end - start <= READ_PIECE_BYTES:
-        return bytes(await _read_piece(session, at, start, end, timeout))
-    data = bytearray()
-    for offset in range(start, end, READ_PIECE_BYTES):
-        data += await _read_piece(session, at, offset, min(end, offset + READ_PIECE_BYTES), timeout)
-    return bytes(data)
-
-
-async def _read_piece(
-    session: VolumeSession, at: int, start: int, end: int, timeout: float
-) -> bytes | bytearray:
-    asked = list(block.parts(start, end))
-    caller = session.cluster.caller
-    deadline = caller.now() + timeout
-    backoff = Backoff(session.cluster.rng)
-    while True:
-        try:
-            return await _try_read(session, at, asked, end - start, max(0.0, deadline - caller.now()))
-        except BlockStoreError as error:
-            pause = backoff.next()
-            if not may_retry(error):
-                raise
-            if caller.now() + pause >= deadline:
-                raise Unavailable(f"{words(session.name)} could not be read in time: {error}") from error
-            await caller.sleep(pause)
-
-
-async def _try_read(
-    session: VolumeSession, at: int, asked: Sequence[Part], length: int, timeout: float
-) -> bytes | bytearray:
-    if max(len(part.blocks) for part in asked) < LISTED_BLOCKS_MIN:
-        there = None
-    else:
-        there = await _fetch_keys(session, at, asked, timeout)
-    keys: list[bytes] = []
-    ranges: list[tuple[int, int]] = []
-    for part in asked:
-        for side in (0, 1):
-            keys.append(block.side_key(part.span, side))
-            ranges.append((part.start, part.end))
-        for number in part.blocks:
-            keys.append(block.block_key(part.span, number))
-            ranges.append((0, -1))
-    wanted = [index for index, key in enumerate(keys) if there is None or key in there]
-    found: list[Looked | None] = [None] * len(keys)
-    answers = await session.look_up_many(
-        [keys[index] for index in wanted], [ranges[index] for index in wanted], at, timeout, KEYS_AT_ONCE
+        return await reading.read_piece(start, end, timeout)
+    return b"".join(
+        [
+            await reading.read_piece(offset, min(end, offset + READ_PIECE_BYTES), timeout)
+            for offset in range(start, end, READ_PIECE_BYTES)
+        ]
     )
-    for index, one in zip(wanted, answers, strict=True):
-        if one is None and there is not None:
-            raise Unavailable("it was changed while it was being read")
-        found[index] = one
-    pieces: list[_Piece] = []
-    index = position = 0
-    for part in asked:
-        n_keys = 2 + len(part.blocks)
-        pieces += _pieces(part, position, found[index : index + n_keys])
-        index += n_keys
-        position += part.end - part.start
-    return await _laid_down(session, pieces, length, timeout)
 
 
-async def _fetch_keys(session: VolumeSession, at: int, asked: Sequence[Part], timeout: float) -> set[bytes]:
-    """The keys that the spans have: of a long range most have none, and asking for each would cost more."""
-    start, end = block.span_prefix(asked[0].span), block.span_prefix(asked[-1].span + 1)
-    keys: set[bytes] = set()
-    while start:
-        versions, start = await fetch_versions(session, at, start, end, timeout)
-        keys.update(version.key for version in versions)
-    return keys
+class _Reading:
+    """One read."""
+
+    __slots__ = ("_at", "_map", "_session")
+
+    def __init__(self, session: VolumeSession, at: int, known: BlockMap | None) -> None:
+        self._session, self._at, self._map = session, at, known
+
+    async def read_piece(self, start: int, end: int, timeout: float) -> bytes:
+        session = self._session
+        asked = list(block.parts(start, end))
+        caller = session.cluster.caller
+        deadline = caller.now() + timeout
+        backoff: Backoff | None = None
+        while True:
+            try:
+                return await self._try_read(asked, max(0.0, deadline - caller.now()))
+            except BlockStoreError as error:
+                if not may_retry(error):
+                    raise
+                if self._map is not None and backoff is None:
+                    pause = 0.0  # what is remembered may have moved; it is forgotten now
+                    backoff = Backoff(session.cluster.rng)
+                else:
+                    backoff = backoff or Backoff(session.cluster.rng)
+                    pause = backoff.next()
+                if caller.now() + pause >= deadline:
+                    raise Unavailable(f"{words(session.name)} could not be read in time: {error}") from error
+                if pause:
+                    await caller.sleep(pause)
+
+    async def _try_read(self, asked: Sequence[Part], timeout: float) -> bytes:
+        known = self._map
+        found = [None if known is None else known.find(part) for part in asked]
+        if None in found:
+            missing = [part for part, runs in zip(asked, found, strict=True) if runs is None]
+            looked = iter(await self._look_up(missing, timeout))
+            found = [next(looked) if runs is None else runs for runs in found]
+        runs = [run for some in found if some is not None for run in some]
+        try:
+            return await self._fetch(runs, timeout)
+        except BlockStoreError:
+            if known is not None:
+                for part in asked:
+                    known.forget(part.span)
+            raise
+
+    async def _fetch(self, runs: Sequence[Run], timeout: float) -> bytes:
+        wants: list[Want] = [
+            (run.extents, run.placements, run.start, run.start + run.length) for run in runs if run.extents
+        ]
+        fetched = iter(await self._session.read_extents(wants, timeout) if wants else ())
+        pieces: list[Buffer] = []
+        for run in runs:
+            if run.extents:
+                pieces.append(next(fetched))
+            elif run.data is None:
+                pieces.append(bytes(run.length))
+            elif run.length == len(run.data):
+                pieces.append(run.data)
+            else:
+                pieces.append(run.data[run.start : run.start + run.length])
+        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+
+    # --- what is not known
+
+    async def _look_up(self, asked: Sequence[Part], timeout: float) -> list[list[Run]]:
+        """Ask the owner what the parts show, and remember it."""
+        known = self._map
+        lists_all = max(len(part.blocks) for part in asked) >= LISTED_BLOCKS_MIN
+        if known is None:
+            return await self._ask(asked, None, lists_all, timeout)
+        for part in asked:
+            lists_all = known.note_miss(part.span) or lists_all
+        load = known.begin(part.span for part in asked)
+        try:
+            return await self._ask(asked, load, lists_all, timeout)
+        finally:
+            known.end(load)
+
+    async def _ask(
+        self, asked: Sequence[Part], load: Load | None, lists_all: bool, timeout: float
+    ) -> list[list[Run]]:
+        listed = await self._list_spans(asked, timeout) if lists_all else None
+        keys: list[bytes] = []
+        for part in asked:
+            there = None if listed is None else listed[part.span]
+            if there is None or there.base is not None:
+                keys.append(block.span_key(part.span))
+            keys += [
+                block.block_key(part.span, number)
+                for number in part.blocks
+                if there is None or number in there.blocks
+            ]
+        ranges = [(0, 0) if len(key) == _SPAN_KEY_BYTES else (0, -1) for key in keys]
+        looked = await self._session.look_up_many(keys, ranges, self._at, timeout, KEYS_AT_ONCE)
+        answers = dict(zip(keys, looked, strict=True))
+        placements: dict[ChunkId, Placement] = {}
+        for key, one in answers.items():
+            if one is not None:
+                block.check_value_size(key, one.size)
+                if one.remote is not None:
+                    placements.update(one.remote.placements)
+        return [
+            self._take(part, None if listed is None else listed[part.span], answers, placements, load)
+            for part in asked
+        ]
+
+    def _take(
+        self,
+        part: Part,
+        listed: Shown | None,
+        answers: Mapping[bytes, Looked | None],
+        placements: Mapping[ChunkId, Placement],
+        load: Load | None,
+    ) -> list[Run]:
+        """What the owner said of a part, as runs of bytes."""
+        key = block.span_key(part.span)
+        found = answers.get(key)
+        if listed is not None:
+            sequence = 0 if listed.base is None else listed.base.sequence
+            if sequence != (0 if found is None else found.sequence):
+                raise Unavailable("it was changed while it was being read")
+        base = _state_of(found)
+        blocks: dict[int, State] = {}
+        shown: dict[int, State | bytes] = {}
+        for number in part.blocks:
+            one = answers.get(block.block_key(part.span, number))
+            if one is None and listed is not None and number in listed.blocks:
+                raise Unavailable("it was changed while it was being read")
+            blocks[number] = shown[number] = _state_of(one)
+            if one is not None and one.data:
+                shown[number] = one.data
+        if load is not None:
+            assert self._map is not None
+            if listed is not None:
+                blocks = {
+                    number: ZEROED if not version.size else blocks.get(number, Known.PLACE_UNKNOWN)
+                    for number, version in listed.blocks.items()
+                }
+            self._map.learn(load, part.span, base, blocks, placements, is_complete=listed is not None)
+        runs = runs_of(part, base, shown, placements)
+        assert runs is not None, "the owner gives a value, or says where it is"
+        return runs
+
+    async def _list_spans(self, asked: Sequence[Part], timeout: float) -> dict[int, Shown]:
+        """All keys that the spans have: of a long range most have none, and asking for each would cost
+        more."""
+        start, end = block.span_key(asked[0].span), block.span_key(asked[-1].span + 1)
+        versions: dict[int, list[Version]] = {part.span: [] for part in asked}
+        while start:
+            page, start = await fetch_versions(self._session, self._at, start, end, timeout)
+            for version in page:
+                of_span = versions.get(block.span_of(version.key))
+                if of_span is not None:
+                    of_span.append(version)
+        return {span: Shown(some) for span, some in versions.items()}
 
 
-async def _laid_down(
-    session: VolumeSession, pieces: Sequence[_Piece], length: int, timeout: float
-) -> bytes | bytearray:
-    """`length` bytes, of which the pieces say what is not zero; a later one hides an earlier."""
-    wanted: dict[int, Remote] = {id(one): one.remote for *_, one in pieces if one.remote is not None}
-    fetched: dict[int, bytes] = {}
-    if wanted:
-        data = await session.read_remote(list(wanted.values()), timeout)
-        fetched = dict(zip(wanted, data, strict=True))
-    if len(pieces) == 1:
-        target, first, last, only = pieces[0]
-        value = fetched[id(only)] if only.data is None else only.data
-        if target == 0 and last - first == length:
-            return value if len(value) == length else value[first:last]
-    result = bytearray(length)
-    for target, first, last, one in pieces:
-        value = fetched[id(one)] if one.data is None else one.data
-        result[target : target + last - first] = memoryview(value)[first:last]
-    return result
-
-
-def _pieces(part: Part, position: int, found: Sequence[Looked | None]) -> list[_Piece]:
-    """What shows in the part, in the order to lay it down: a block over the whole span."""
-    sides = [(side, one.sequence, one.size) for side, one in enumerate(found[:2]) if one is not None]
-    current = block.current_side(sides)
-    base = found[current] if current >= 0 else None
-    pieces: list[_Piece] = []
-    n_hiding = 0
-    for number, one in zip(part.blocks, found[2:], strict=True):
-        if one is None or (base is not None and one.sequence < base.sequence):
-            continue
-        n_hiding += 1
-        start = number * BLOCK_BYTES
-        first, last = max(part.start, start), min(part.end, start + BLOCK_BYTES)
-        if one.size not in (0, BLOCK_BYTES):
-            raise Corrupt("A block device's block", f"it has {one.size} bytes")
-        shown = one if one.size else _ZEROS
-        pieces.append((position + first - part.start, first - start, last - start, shown))
-    if base is not None and n_hiding < len(part.blocks):
-        if base.size != SPAN_BYTES:
-            raise Corrupt("A block device's span", f"it has {base.size} bytes")
-        pieces.insert(0, (position, 0, part.end - part.start, base))
-    return pieces
-
-
-class _Zeros(Looked):
-    """A block that was zeroed."""
-
-    def __init__(self) -> None:
-        self.sequence, self.size, self.remote = 0, BLOCK_BYTES, None
-        self.data = block.ZEROS
-
-
-_ZEROS = _Zeros()
+def _state_of(one: Looked | None) -> State:
+    if one is None:
+        return Known.ABSENT
+    if not one.size:
+        return ZEROED
+    return Known.PLACE_UNKNOWN if one.remote is None else one.remote.entry.extents
 
 
 # --- keys
@@ -208,7 +277,7 @@ _ZEROS = _Zeros()
 async def fetch_versions(
     session: VolumeSession, at: int, start: bytes, end: bytes, timeout: float
 ) -> tuple[list[Version], bytes]:
-    """A page of the versions in [start, end) of the device's map, and where the rest starts; empty: this was
+    """A page of the versions in [start, end) of the device's keys, and where the rest starts; empty: this was
     all."""
     op = ListKeys(block.SPAN_PREFIX, b"", b"", 1_000, at, start)
     page = await session.ask(op, KeyPage, timeout)
@@ -225,55 +294,9 @@ async def fetch_versions(
 
 async def fetch_span(session: VolumeSession, at: int, span: int, timeout: float) -> Shown:
     """What a span shows."""
-    start, end = block.span_prefix(span), block.span_prefix(span + 1)
+    start, end = block.span_key(span), block.span_key(span + 1)
     versions: list[Version] = []
     while start:
         page, start = await fetch_versions(session, at, start, end, timeout)
         versions += page
     return Shown(versions)
-
-
-# --- diff
-
-
-class RangeCursor:
-    """Where a diff stands. Knows no session, so that any may fetch its next page."""
-
-    def __init__(self, since: Moment, until: Moment | None) -> None:
-        self._moments = since, until
-        self._between: tuple[int, int] | None = None
-        self._size = 0
-        self._start: bytes = block.SPAN_PREFIX
-        self._more = True
-
-    async def fetch(self, session: VolumeSession, timeout: float) -> list[RangeChange]:
-        """The next runs, in the device's order; empty at the end."""
-        if self._between is None:
-            since, until = self._moments
-            old = (await choose(session, since, timeout)).sequence
-            new = 0 if until is None else (await choose(session, until, timeout)).sequence
-            self._size = await fetch_size(session, new, timeout)
-            self._between = old, new
-        while self._more:
-            runs = await self._compare(session, *self._between, timeout)
-            if runs:
-                return runs
-        return []
-
-    async def _compare(
-        self, session: VolumeSession, since: int, until: int, timeout: float
-    ) -> list[RangeChange]:
-        page = await fetch_changes(session, since, until, self._start, block.SPANS_END, timeout)
-        spans = sorted({block.span_of(change.key) for change in page.changes})
-        self._more, self._start = bool(page.next), page.next
-        if len(spans) > SPANS_PER_DIFF:
-            del spans[SPANS_PER_DIFF:]
-            self._more, self._start = True, block.span_prefix(spans[-1] + 1)
-        elif self._more and spans:  # the last one is compared whole, whatever of it was named
-            self._start = max(self._start, block.span_prefix(spans[-1] + 1))
-        changes: list[RangeChange] = []
-        for span in spans:
-            old = await fetch_span(session, since, span, timeout)
-            new = await fetch_span(session, until, span, timeout)
-            changes += block.span_changes(span, old, new)
-        return block.joined(changes, self._size)

@@ -1,11 +1,11 @@
 """Writing a block device: one writer, whose every change is refused once another has taken over.
 
-The engine offers conditions only on keys that a request changes. So a writer has 64 *permits*, keys with its
-token, and every change is a batch that also writes one of them, on condition that it is still as this
-writer left it. Taking over writes all permits: then no batch of the former writer can be carried out any
-more, and no two writes of one writer stand in each other's way. A whole span goes past the owner, into
-chunks, and is made visible by a put whose condition is the side that such a batch reserved; taking over
-deletes what is reserved. See docs/design/block.md, with what may fail where."""
+A key of the device holds the writer's token. Taking over writes it, and every change is a batch on
+condition that its sequence is still the one that this writer knows: then no batch of a former writer can be
+carried out any more, and no two writes of one writer stand in each other's way. The same settles what is in
+doubt: the writer writes the key once more, and what it sent before is carried out already, or never will
+be. The bytes of whole spans go past the owner, into chunks; the batch names where they are. See
+docs/design/block.md, with what may fail where."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from blockstore.api.block_reading import (
     read_range,
     words,
 )
-from blockstore.api.session import VolumeSession
-from blockstore.api.value_source import BytesSource
+from blockstore.api.session import REWRITES_MAX, VolumeSession
 from blockstore.codec.checksum import crc32c
-from blockstore.codec.messages import ABSENT, ANY, Batch, KeyPage, KeyWrite, ListKeys, Written
+from blockstore.codec.messages import ABSENT, ANY, Batch, Extent, KeyWrite, Written
 from blockstore.errors import (
     BlockStoreError,
     InvalidRequest,
     NotFound,
     PreconditionFailed,
+    StaleEpoch,
     TakenOver,
     Unavailable,
     from_wire,
@@ -38,7 +38,8 @@ from blockstore.errors import (
 from blockstore.ids import KiB
 from blockstore.kinds import block
 from blockstore.kinds.block import Part, Shown
-from blockstore.kinds.turns import Doubt, Share, Turn, Turns, Wake
+from blockstore.kinds.block_map import ZEROED, BlockMap, Known, State
+from blockstore.kinds.turns import Share, Turn, Turns, Wake
 
 BLOCKS_PER_BATCH = 128
 """512 KiB of values in one batch; with their keys it stays below what the owner takes."""
@@ -47,25 +48,31 @@ SHARED_BYTES_MAX = 64 * KiB
 """Writes of whole blocks up to this share batches. Larger ones gain little."""
 
 CHANGES_PER_BATCH = 900
-"""Without values; with the permit it stays below what the owner takes."""
+"""Without values; it stays below what the owner takes."""
 
 SPANS_PER_WAVE = 16
-"""Whole spans that are reserved at once."""
+"""Whole spans that are written at once."""
 
 SETTLE_ATTEMPTS_MAX = 8
-"""Each that fails finds one more late request carried out: of a permit one batch, and a put for each span."""
+"""Each that fails finds that an earlier attempt was carried out meanwhile."""
+
+MAP_SECONDS = 1.0
+"""So long after it was known to be the writer, a writer believes what it remembers of the device."""
 
 
 class Writer:
-    """What a device open for writing knows: its token, its permits, its size. All who write to it share
-    this."""
+    """What a device open for writing knows: its token, its size, where its bytes are. All who write to it
+    share this."""
 
     def __init__(
         self, token: bytes, base: int, sequence: int, size: int, new_wake: Callable[[], Wake]
     ) -> None:
         self.token = token
+        self.sequence = sequence  # of the writer's key, the highest known
         self.size = size
-        self.turns = Turns(sequence, block.N_PERMITS, new_wake)
+        self.turns = Turns(new_wake)
+        self.map = BlockMap()
+        self.confirmed = float("-inf")  # when it was certainly the writer
         self._numbers = itertools.count(base)
         self._pid = os.getpid()
 
@@ -80,6 +87,43 @@ class Writer:
             )
         if self.turns.is_lost:
             raise TakenOver(f"Block device {name!r}")
+
+    def lose(self, name: str) -> TakenOver:
+        """Another writer took over; what to raise."""
+        self.turns.lose()
+        self.map.clear()
+        return TakenOver(f"Block device {name!r}")
+
+    async def find_map(self, session: VolumeSession, timeout: float) -> BlockMap | None:
+        """What is remembered; None while it is not certain what was carried out, and when this is not the
+        writer any more: then the owner says what there is."""
+        if not self.turns.is_certain or self._pid != os.getpid():
+            return None
+        if session.cluster.caller.now() - self.confirmed >= MAP_SECONDS:
+            try:
+                await self.confirm(session, timeout)
+            except TakenOver:
+                return None
+        return self.map
+
+    async def confirm(self, session: VolumeSession, timeout: float) -> int:
+        """The present sequence of the writer's key. TakenOver."""
+        asked_at = session.cluster.caller.now()
+        try:
+            entry = await session.fetch_entry(block.WRITER_KEY, 0, timeout)
+        except NotFound as error:
+            if not str(error.fields[0]).startswith("object "):
+                raise
+            raise self.lose(session.name) from None
+        if entry.meta != self.token:
+            raise self.lose(session.name)
+        self.learn(entry.sequence, asked_at)
+        return entry.sequence
+
+    def learn(self, sequence: int, asked_at: float) -> None:
+        """At that time, or later, this was the writer. Sequences of its key only grow."""
+        self.sequence = max(self.sequence, sequence)
+        self.confirmed = max(self.confirmed, asked_at)
 
 
 class BlockWriting:
@@ -98,29 +142,31 @@ class BlockWriting:
         if data.nbytes <= SHARED_BYTES_MAX and not (start | end) % block.BLOCK_BYTES:
             await self._write_blocks(start, data)
             return
-        async with self._turn(self._turns.enter(*_widened(start, end))) as turn:
-            whole: list[tuple[int, memoryview]] = []
+        async with self._turn(self._turns.enter(*_widened(start, end))):
+            whole: list[int] = []  # they lie side by side
             for part in block.parts(start, end):
-                piece = data[part.offset - start : part.offset - start + part.end - part.start]
                 if part.is_whole:
-                    whole.append((part.span, piece))
+                    whole.append(part.span)
                 else:
-                    await self._write_part(turn, part, piece)
+                    piece = data[part.offset - start : part.offset - start + part.end - part.start]
+                    await self._write_part(part, piece)
             for first in range(0, len(whole), SPANS_PER_WAVE):
-                await self._write_spans(turn, whole[first : first + SPANS_PER_WAVE])
+                some = whole[first : first + SPANS_PER_WAVE]
+                begin = some[0] * block.SPAN_BYTES - start
+                await self._write_spans(some, data[begin : begin + len(some) * block.SPAN_BYTES])
 
     async def zero(self, start: int, end: int) -> None:
         """Make it read as zeros, and give back what it took."""
-        async with self._turn(self._turns.enter(*_widened(start, end))) as turn:
-            await self._zero(turn, start, end)
+        async with self._turn(self._turns.enter(*_widened(start, end))):
+            await self._zero(start, end)
 
     async def resize(self, size: int) -> None:
         """What is cut off is zeroed first, so that it does not come back when the device grows again."""
-        async with self._turn(self._turns.enter(0, block.DEVICE_BYTES_MAX)) as turn:
+        async with self._turn(self._turns.enter(0, block.DEVICE_BYTES_MAX)):
             if size < self._writer.size:
-                await self._zero(turn, size, self._writer.size)
+                await self._zero(size, self._writer.size)
             header = block.encode_header(size)
-            await self._commit(turn, [_put(block.HEADER_KEY, b"", header)], [header])
+            await self._commit([_put(block.HEADER_KEY, b"", header)], [header])
             self._writer.size = size
 
     async def flush(self) -> None:
@@ -166,7 +212,7 @@ class BlockWriting:
             async with self._turn(turn):
                 changes = [change for share in turn.shares for change in share.changes]
                 values = [value for share in turn.shares for value in share.values]
-                await self._commit(turn, changes, values)
+                await self._commit(changes, values)
             given_up = False
         except BlockStoreError as failed:
             error = failed
@@ -179,7 +225,7 @@ class BlockWriting:
 
     # --- parts of spans
 
-    async def _write_part(self, turn: Turn, part: Part, data: memoryview) -> None:
+    async def _write_part(self, part: Part, data: memoryview) -> None:
         former = {number: await self._read_block(part, number) for number in part.cut_blocks}
         values = list(block.block_values(part, data, former))
         for first in range(0, len(values), BLOCKS_PER_BATCH):
@@ -188,18 +234,19 @@ class BlockWriting:
                 _put(block.block_key(part.span, number), self._writer.new_meta(), value)
                 for number, value in some
             ]
-            await self._commit(turn, changes, [value for _, value in some])
+            await self._commit(changes, [value for _, value in some])
 
     async def _read_block(self, part: Part, number: int) -> bytes:
         """The block that the part touches, as it is."""
         start = block.block_of(part, number).offset
-        return await read_range(self._session, 0, start, start + block.BLOCK_BYTES, self._timeout)
+        end = start + block.BLOCK_BYTES
+        return await read_range(self._session, self._writer, 0, start, end, self._timeout)
 
-    async def _zero(self, turn: Turn, start: int, end: int) -> None:
+    async def _zero(self, start: int, end: int) -> None:
         """Whole blocks lose their keys or get one without a value; of others the bytes are overwritten. The
         work is in proportion to what is there."""
-        at = block.span_prefix(start // block.SPAN_BYTES)
-        end_key = block.span_prefix(-(-end // block.SPAN_BYTES))
+        at = block.span_key(start // block.SPAN_BYTES)
+        end_key = block.span_key(-(-end // block.SPAN_BYTES))
         while at:
             versions, at = await fetch_versions(self._session, 0, at, end_key, self._timeout)
             spans: dict[int, list[block.Version]] = {}
@@ -209,10 +256,10 @@ class BlockWriting:
             if at and shown:  # the last one may go on behind the page
                 last = max(shown)
                 shown[last] = await fetch_span(self._session, 0, last, self._timeout)
-                at = max(at, block.span_prefix(last + 1))
-            await self._zero_spans(turn, shown, start, end)
+                at = max(at, block.span_key(last + 1))
+            await self._zero_spans(shown, start, end)
 
-    async def _zero_spans(self, turn: Turn, spans: Mapping[int, Shown], start: int, end: int) -> None:
+    async def _zero_spans(self, spans: Mapping[int, Shown], start: int, end: int) -> None:
         changes: list[KeyWrite] = []
         for span, shown in spans.items():
             offset = span * block.SPAN_BYTES
@@ -221,37 +268,48 @@ class BlockWriting:
             for number in part.cut_blocks:
                 if shown.source(number) is not None:
                     edge = _clipped(part, number)
-                    await self._write_part(turn, edge, memoryview(block.ZEROS)[: edge.end - edge.start])
+                    await self._write_part(edge, memoryview(block.ZEROS)[: edge.end - edge.start])
             put, delete = shown.zeroing(part.filled_blocks)
             changes += [_put(key, self._writer.new_meta(), b"") for key in put]
-            changes += [KeyWrite(key, None, 0, 0, ANY) for key in delete]
+            changes += [_delete(key) for key in delete]
         for index in range(0, len(changes), CHANGES_PER_BATCH):
-            await self._commit(turn, changes[index : index + CHANGES_PER_BATCH])
+            await self._commit(changes[index : index + CHANGES_PER_BATCH])
 
     # --- whole spans
 
-    async def _write_spans(self, turn: Turn, whole: Sequence[tuple[int, memoryview]]) -> None:
-        """Reserve a side in each, fill them, delete what they hide. The turn covers the spans."""
+    async def _write_spans(self, spans: Sequence[int], data: memoryview) -> None:
+        """Write what neighbouring spans are from now on. The turn covers them, so their keys stay what they
+        are until the batch that names the bytes deletes those of their blocks."""
         session, writer = self._session, self._writer
-        shown = [await fetch_span(session, 0, span, self._timeout) for span, _ in whole]
-        targets = [(span, one.free_side) for (span, _), one in zip(whole, shown, strict=True)]
-        intents = block.encode_intents(targets)
-        changes = [_put(block.intent_key(turn.permit), b"", intents)]
-        changes += [_put(block.side_key(span, side), writer.new_meta(), b"") for span, side in targets]
-        turn.spans = [span for span, _ in targets]
-        reserved = await self._commit(turn, changes, [intents])
-        for (span, side), (_, data) in zip(targets, whole, strict=True):
-            key, meta = block.side_key(span, side), writer.new_meta()
+        below = [await self._block_keys(span) for span in spans]
+        for _ in range(REWRITES_MAX):
+            extents = list(await session.write_extents(data, block.SPAN_BYTES, self._timeout))
             try:
-                await session.put(key, meta, BytesSource(data), reserved, self._timeout)
-            except PreconditionFailed:
-                await self._check_applied(key, meta)
-        hidden = [KeyWrite(one.key, None, 0, 0, ANY) for old in shown for one in _hidden(old)]
-        for first in range(0, len(hidden), CHANGES_PER_BATCH):
-            await self._commit(turn, hidden[first : first + CHANGES_PER_BATCH])
-        turn.spans = ()
+                changes: list[KeyWrite] = []
+                for index, (span, keys) in enumerate(zip(spans, below, strict=True)):
+                    if len(changes) + 1 + len(keys) > CHANGES_PER_BATCH:
+                        await self._commit(changes)
+                        changes = []
+                    value = data[index * block.SPAN_BYTES : (index + 1) * block.SPAN_BYTES]
+                    own = _take_bytes(extents, block.SPAN_BYTES)
+                    crc = own[0].crc if len(own) == 1 else crc32c(value)
+                    key = block.span_key(span)
+                    changes.append(KeyWrite(key, writer.new_meta(), block.SPAN_BYTES, crc, ANY, own))
+                    changes += [_delete(key) for key in keys]
+                await self._commit(changes)
+                return
+            except StaleEpoch:  # the owner that granted the chunks is gone, and their ends were not found
+                below = [await self._block_keys(span) for span in spans]
+        raise Unavailable(f"The owner changed {REWRITES_MAX} times while {words(session.name)} was written.")
 
-    # --- turns and permits
+    async def _block_keys(self, span: int) -> list[bytes]:
+        """Of the blocks of a span that have one."""
+        numbers = self._writer.map.block_keys(span) if self._turns.is_certain else None
+        if numbers is None:
+            numbers = list((await fetch_span(self._session, 0, span, self._timeout)).blocks)
+        return [block.block_key(span, number) for number in numbers]
+
+    # --- turns
 
     @asynccontextmanager
     async def _turn(self, turn: Turn) -> AsyncGenerator[Turn]:
@@ -261,10 +319,11 @@ class BlockWriting:
         try:
             while True:
                 writer.check(self._session.name)
-                if turn.permit >= 0:
+                if turn.is_running:
                     break
-                if turn.doubt is not None:
-                    turns.settled(turn, await self._settle(turn.doubt))
+                if turn.settles:
+                    await self._settle()
+                    turns.settled(turn)
                 elif not turns.is_ready(turn):
                     assert turn.wake is not None
                     await turn.wake.wait()
@@ -274,41 +333,59 @@ class BlockWriting:
         finally:
             turns.leave(turn, in_doubt=in_doubt)
 
-    async def _commit(
-        self, turn: Turn, changes: Sequence[KeyWrite], values: Sequence[bytes | memoryview] = ()
-    ) -> int:
-        """Carry out the changes, unless another writer took over; the sequence that they have then."""
-        key, token, expected = block.permit_key(turn.permit), self._writer.token, self._turns.sequence(turn)
-        permit = KeyWrite(key, token, 0, 0, expected)
-        try:
-            sequence = await _send(self._session, (permit, *changes), values, self._timeout)
-        except PreconditionFailed:
-            sequence = await self._check_applied(key, token)
-        self._turns.advance(turn, sequence)
-        return sequence
+    async def _commit(self, changes: Sequence[KeyWrite], values: Sequence[bytes | memoryview] = ()) -> None:
+        """Carry out the changes, unless another writer took over."""
+        session, writer = self._session, self._writer
+        payload = [value for value in values if len(value)]
+        while True:
+            sequence, asked_at = writer.sequence, session.cluster.caller.now()
+            batch = Batch(tuple(changes), ((block.WRITER_KEY, sequence),))
+            try:
+                await session.ask(batch, Written, self._timeout, payload)
+            except PreconditionFailed:
+                if writer.sequence == sequence and await writer.confirm(session, self._timeout) == sequence:
+                    raise
+                continue  # this writer has settled something since: it is still the one
+            writer.learn(sequence, asked_at)
+            self._remember(changes)
+            return
 
-    async def _check_applied(self, key: bytes, meta: bytes) -> int:
-        """Our condition did not hold. If the key is as we meant to make it, an earlier attempt of the same
-        request did that, whose answer was lost and is not remembered any more; its sequence."""
-        try:
-            entry = await self._session.fetch_entry(key, 0, self._timeout)
-        except NotFound:
-            raise self._lost() from None
-        if entry.meta != meta:
-            raise self._lost()
-        return entry.sequence
+    def _remember(self, changes: Sequence[KeyWrite]) -> None:
+        """What was carried out, before whoever asked for it hears so."""
+        spans: dict[int, tuple[State | None, dict[int, State]]] = {}
+        for change in changes:
+            if change.key == block.HEADER_KEY:
+                continue
+            span, number = block.split_key(change.key)
+            if number < 0:
+                spans[span] = (Known.ABSENT if change.meta is None else Known.PLACE_UNKNOWN, {})
+                continue
+            blocks = spans.setdefault(span, (None, {}))[1]
+            if change.meta is None:
+                blocks[number] = Known.ABSENT
+            else:
+                blocks[number] = Known.PLACE_UNKNOWN if change.size else ZEROED
+        for span, (base, blocks) in spans.items():
+            self._writer.map.note_written(span, base, blocks)
 
-    def _lost(self) -> TakenOver:
-        self._turns.lose()
-        return TakenOver(f"Block device {self._session.name!r}")
-
-    async def _settle(self, doubt: Doubt) -> int:
-        """Make sure that no request of a permit can come true any more; the sequence of its key."""
-        try:
-            return await settle(self._session, doubt.permit, self._writer.token, doubt.spans, self._timeout)
-        except TakenOver:
-            self._turns.lose()
-            raise
+    async def _settle(self) -> None:
+        """Write the writer's key anew: what was sent before has been carried out by then, or is refused for
+        ever."""
+        session, writer = self._session, self._writer
+        for _ in range(SETTLE_ATTEMPTS_MAX):
+            expected = await writer.confirm(session, self._timeout)
+            try:
+                written = await session.ask(
+                    Batch((KeyWrite(block.WRITER_KEY, writer.token, 0, 0, expected),)), Written, self._timeout
+                )
+            except PreconditionFailed:
+                continue  # an earlier attempt at the same came true before ours
+            writer.learn(written.sequence, float("-inf"))
+            writer.map.clear()  # nobody reads it before the doubt is settled
+            return
+        raise Unavailable(
+            f"Whether a former write to {words(session.name)} was carried out could not be found out yet."
+        )
 
 
 # --- taking over
@@ -319,50 +396,10 @@ async def take_over(session: VolumeSession, new_wake: Callable[[], Wake], timeou
     rng = session.cluster.rng
     token = rng.getrandbits(64).to_bytes(8, "big")
     await fetch_size(session, 0, timeout)  # making it was finished
-    sequence = await _send(session, _permits(token, [ANY] * block.N_PERMITS), (), timeout)
-    op = ListKeys(block.INTENT_PREFIX, b"", b"", block.N_PERMITS, 0, b"")
-    keys = [entry.key for entry in (await session.ask(op, KeyPage, timeout)).entries]
-    if keys:
-        values = await session.fetch_many(keys, (), 0, timeout)
-        spans = sorted({span for value in values for span in block.decode_intents(value or b"")})
-        first = await settle(session, 0, token, spans, timeout)
-        deletes = [KeyWrite(key, None, 0, 0, ANY) for key in keys]
-        permits = _permits(token, [first] + [sequence] * (block.N_PERMITS - 1))
-        try:
-            sequence = await _send(session, (*permits, *deletes), (), timeout)
-        except PreconditionFailed:
-            raise TakenOver(f"Block device {session.name!r}") from None
+    batch = Batch((KeyWrite(block.WRITER_KEY, token, 0, 0, ANY),))
+    written = await session.ask(batch, Written, timeout)
     size = await fetch_size(session, 0, timeout)
-    return Writer(token, rng.getrandbits(64), sequence, size, new_wake)
-
-
-async def settle(
-    session: VolumeSession, permit: int, token: bytes, spans: Sequence[int], timeout: float
-) -> int:
-    """Write a permit of ours, so that what was sent under it before can come true no more, and delete what
-    never shows in these spans, reserved sides among it, to which nobody else writes. The permit's
-    sequence."""
-    key = block.permit_key(permit)
-    for _ in range(SETTLE_ATTEMPTS_MAX):
-        entry = await session.fetch_entry(key, 0, timeout)
-        if entry.meta != token:
-            raise TakenOver(f"Block device {session.name!r}")
-        try:
-            sequence = await _send(session, (KeyWrite(key, token, 0, 0, entry.sequence),), (), timeout)
-            stale = [
-                KeyWrite(one.key, None, 0, 0, one.sequence)
-                for span in spans
-                for one in (await fetch_span(session, 0, span, timeout)).stale()
-            ]
-            for index in range(0, len(stale), CHANGES_PER_BATCH):
-                some = stale[index : index + CHANGES_PER_BATCH]
-                sequence = await _send(session, (KeyWrite(key, token, 0, 0, sequence), *some), (), timeout)
-        except PreconditionFailed:
-            continue  # something late came true before ours
-        return sequence
-    raise Unavailable(
-        f"Whether a former write to {words(session.name)} was carried out could not be found out yet."
-    )
+    return Writer(token, rng.getrandbits(64), written.sequence, size, new_wake)
 
 
 async def make_header(session: VolumeSession, size: int, timeout: float) -> bool:
@@ -375,27 +412,24 @@ async def make_header(session: VolumeSession, size: int, timeout: float) -> bool
     return True
 
 
-async def _send(
-    session: VolumeSession,
-    changes: Sequence[KeyWrite],
-    values: Sequence[bytes | memoryview],
-    timeout: float,
-) -> int:
-    payload = [value for value in values if len(value)]
-    return (await session.ask(Batch(tuple(changes)), Written, timeout, payload)).sequence
-
-
-def _permits(token: bytes, expected: Sequence[int]) -> list[KeyWrite]:
-    return [KeyWrite(block.permit_key(permit), token, 0, 0, one) for permit, one in enumerate(expected)]
-
-
 def _put(key: bytes, meta: bytes, value: bytes | memoryview) -> KeyWrite:
     return KeyWrite(key, meta, len(value), crc32c(value) if len(value) else 0, ANY)
 
 
-def _hidden(old: Shown) -> list[block.Version]:
-    """What a new value of the whole span hides, but for the side that it goes to."""
-    return [one for one in old.versions() if one is not old.sides.get(old.free_side)]
+def _delete(key: bytes) -> KeyWrite:
+    return KeyWrite(key, None, 0, 0, ANY)
+
+
+def _take_bytes(extents: list[Extent], n_bytes: int) -> tuple[Extent, ...]:
+    """Those that make up the first so many bytes; the rest is left."""
+    n_taken = length = 0
+    while length < n_bytes:
+        length += extents[n_taken].length
+        n_taken += 1
+    assert length == n_bytes, "no extent crosses the end of a span"
+    taken = tuple(extents[:n_taken])
+    del extents[:n_taken]
+    return taken
 
 
 def _widened(start: int, end: int) -> tuple[int, int]:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from blockstore.api import block_device as async_device
-from blockstore.api.block_reading import RangeCursor, read_range
+from blockstore.api.block_diff import RangeCursor
+from blockstore.api.block_reading import SnapshotMap, read_range
 from blockstore.api.block_writing import Writer
 from blockstore.api.bridge import Bridge
 from blockstore.api.history import Moment
@@ -25,6 +26,7 @@ class DeviceSnapshot:
 
     def __init__(self, bridge: Bridge, device: str, record: SnapshotRecord, size: int) -> None:
         self._bridge = bridge
+        self._map = SnapshotMap()
         self.device = device
         self.name = record.name
         self.sequence = record.sequence
@@ -35,7 +37,9 @@ class DeviceSnapshot:
         """The bytes as of then; what was never written reads as zeros."""
         start, end = check_range(offset, length, self.size)
         return self._bridge.run(
-            lambda store: read_range(store.session(self.device, KIND), self.sequence, start, end, timeout)
+            lambda store: read_range(
+                store.session(self.device, KIND), self._map, self.sequence, start, end, timeout
+            )
         )
 
     def __repr__(self) -> str:

@@ -325,6 +325,11 @@ class VolumeSession:
             return _written(answer), size, crc
         raise Unavailable(f"The owner changed {REWRITES_MAX} times while the value was being written.")
 
+    async def write_extents(self, data: memoryview, piece_bytes: int, timeout: float) -> tuple[Extent, ...]:
+        """Write `data` into granted chunks; none of its extents crosses a multiple of `piece_bytes`. It is
+        there for whoever commits them through this session."""
+        return await self._writer.write(data, self._caller.now() + timeout, piece_bytes)
+
     async def _write_pieces(
         self, piece: Buffer, source: Source, timeout: float
     ) -> tuple[list[Extent], int, int]:
@@ -503,11 +508,9 @@ class VolumeSession:
             ]
         return places
 
-    async def read_remote(self, wanted: Sequence[Remote], timeout: float) -> list[bytes]:
-        """The bytes of exactly these versions. Fails when they are not there any more: look them up again."""
-        wants: list[Want] = [(want.entry.extents, want.placements, want.start, want.end) for want in wanted]
-        data = await self._reader.read_many(wants, self._caller.now() + timeout)
-        return [want.verified(value) for want, value in zip(wanted, data, strict=True)]
+    async def read_extents(self, wanted: Sequence[Want], timeout: float) -> list[bytes]:
+        """What these extents have. Fails when it is not there any more: look up where it is now."""
+        return await self._reader.read_many(wanted, self._caller.now() + timeout)
 
     async def _call_many(self, ops: Sequence[LookupMany], deadline: float) -> list[Answer]:
         """Answers in order; several requests are under way at once, and what fails goes the slow way
@@ -602,5 +605,11 @@ def _raise_if_final(error: BlockStoreError, op: Op) -> None:
     remembered as the request's result: their bytes must be written anew, under a new request."""
     if isinstance(error, NotFound) and str(error.fields[0]).startswith("volume "):
         return
-    if not may_retry(error) or (isinstance(error, StaleEpoch) and isinstance(op, Put) and op.extents):
+    if not may_retry(error) or (isinstance(error, StaleEpoch) and _names_extents(op)):
         raise error
+
+
+def _names_extents(op: Op) -> bool:
+    if isinstance(op, Batch):
+        return any(change.extents for change in op.changes)
+    return isinstance(op, Put) and bool(op.extents)

@@ -117,10 +117,13 @@ class DataWriter:
         self._append_seconds = Quantile(0.0)
         self._spare_shards: list[bytearray] = []
 
-    async def write(self, data: Buffer, deadline: float) -> tuple[Extent, ...]:
-        """The extents of `data`, durable on their whole write sets. `data` must not change meanwhile. Raises
-        DeadlineExceeded, what the grant raised, or the members' error when chunk after chunk fails; what was
-        written then is garbage that the owner knows of."""
+    async def write(
+        self, data: Buffer, deadline: float, piece_bytes: int | None = None
+    ) -> tuple[Extent, ...]:
+        """The extents of `data`, durable on their whole write sets; with `piece_bytes` none crosses a
+        multiple of that. `data` must not change meanwhile. Raises DeadlineExceeded, what the grant raised,
+        or the members' error when chunk after chunk fails; what was written then is garbage that the owner
+        knows of."""
         view = memoryview(data).cast("B")
         extents: list[Extent] = []
         position = 0
@@ -133,7 +136,7 @@ class DataWriter:
                 continue
             chunk = await self._take_chunk(deadline)
             before = position
-            position = await self._append(chunk, view, position, extents, deadline)
+            position = await self._append(chunk, view, position, extents, deadline, piece_bytes)
             if position > before:
                 n_failures = 0
             elif chunk.error is not None:
@@ -228,7 +231,13 @@ class DataWriter:
     # --- appends
 
     async def _append(
-        self, chunk: _Chunk, view: memoryview, position: int, extents: list[Extent], deadline: float
+        self,
+        chunk: _Chunk,
+        view: memoryview,
+        position: int,
+        extents: list[Extent],
+        deadline: float,
+        piece_bytes: int | None,
     ) -> int:
         """Append from `position` for as long as the chunk lasts. Return how far the value is durable;
         `extents` are added accordingly."""
@@ -245,7 +254,10 @@ class DataWriter:
                     and len(pending) < PIECES_IN_FLIGHT
                     and (not pending or self._in_flight_bytes() < BYTES_IN_FLIGHT_MAX)
                 ):
-                    piece = self._post(chunk, flight, view, posted_end, deadline)
+                    rest = view
+                    if piece_bytes is not None:
+                        rest = view[: posted_end - posted_end % piece_bytes + piece_bytes]
+                    piece = self._post(chunk, flight, rest, posted_end, deadline)
                     if piece is None:
                         break
                     pending.append(piece)

@@ -142,11 +142,13 @@ class SnapshotHoldRecord(_Record, frozen=True, tag=10):
 
 
 class BatchRecord(_Record, frozen=True, tag=11):
-    """Several keys change together, or none; the values stand in the journal's batch, one after the other."""
+    """Several keys change together, or none; none if a key of `conditions` is not as expected. The values
+    without extents stand in the journal's batch, one after the other."""
 
     request: RequestId
     settled: int
     changes: tuple[KeyWrite, ...]
+    conditions: tuple[tuple[bytes, int], ...] = ()
 
 
 RequestRecord = (
@@ -169,19 +171,21 @@ def work_of(record: JournalRecord) -> int:
     if isinstance(record, RestoreRecord):
         return len(record.keys)
     if isinstance(record, BatchRecord):
-        return len(record.changes)
+        return len(record.changes) + len(record.conditions)
     return max(1, len(record.moves)) if isinstance(record, MovedRecord) else 1
 
 
 def brings_values(record: JournalRecord) -> bool:
     """Whether it makes the volume larger, so that a full store cannot take it."""
-    return isinstance(record, PutRecord | BatchRecord)
+    if isinstance(record, BatchRecord):
+        return any(change.size for change in record.changes)
+    return isinstance(record, PutRecord)
 
 
 def inline_sizes(record: JournalRecord) -> Sequence[int] | None:
     """Of the values that ride with it, one behind the other; None if none do."""
     if isinstance(record, BatchRecord):
-        return [change.size for change in record.changes if change.size]
+        return [change.size for change in record.changes if change.size and not change.extents]
     return (record.size,) if isinstance(record, PutRecord) and record.inline else None
 
 

@@ -427,20 +427,24 @@ class SnapshotHold(_Message, frozen=True, tag=54):
 
 
 class KeyWrite(_Message, frozen=True):
-    """One change of a batch: a small value, or with `meta` None a delete."""
+    """One change of a batch: a small value, or one whose `extents` are already durable, or with `meta` None a
+    delete."""
 
     key: bytes
     meta: bytes | None
     size: int
     crc: int  # crc32c of the value
     expected: int  # as in `Put`
+    extents: tuple[Extent, ...] = ()
 
 
 class Batch(_Message, frozen=True, tag=55):
-    """Up to 1,000 puts and deletes of distinct keys, all or none. Payload: the values, one after the other.
-    Answered with `Written`; with PreconditionFailed or NotFound for the first that stands in the way."""
+    """Up to 1,000 puts and deletes of distinct keys, all or none. Payload: the values without extents, one
+    after the other. `conditions`: keys that must be as said, besides those that change. Answered with
+    `Written`; with PreconditionFailed or NotFound for the first that stands in the way."""
 
     changes: tuple[KeyWrite, ...]
+    conditions: tuple[tuple[bytes, int], ...] = ()  # key, and `expected` as in `Put`
 
 
 # --- bus

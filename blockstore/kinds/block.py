@@ -3,22 +3,18 @@
 Pure. A device is cut into *spans* of 1 MiB, and each span into 256 *blocks* of 4 KiB. What was never
 written has no key at all, and reads as zeros.
 
-    key               value
-    h                 header: MessagePack [1, size, block bytes, span bytes]
-    w PERMIT          nothing; its metadata is the token of the writer
-    i PERMIT          5 bytes each, span (4) and side (1): whole spans that this permit writes or wrote
-    b SPAN 00 SIDE    a whole span, 1 MiB, in side 0 or 1; or nothing: the side is reserved
-    b SPAN 01 BLOCK   a block, 4 KiB; or nothing: the block was zeroed
+    key            value
+    h              header: MessagePack [1, size, block bytes, span bytes]
+    w              nothing; its metadata is the token of the writer
+    b SPAN         a whole span, 1 MiB: its base
+    b SPAN BLOCK   a block, 4 KiB; or nothing: the block was zeroed
 
-PERMIT, SIDE and BLOCK are one byte, SPAN four, big endian, so keys are in the order of the device. The
-metadata of a span or a block are 8 bytes that no other write of the device has: the engine compares
-versions by checksum and metadata, and 32 bits of checksum alone would let a change pass unseen once in a
-while.
+BLOCK is one byte, SPAN four, big endian, so keys are in the order of the device. The metadata of a span or a
+block are 8 bytes that no other write of the device has: the engine compares versions by checksum and
+metadata, and 32 bits of checksum alone would let a change pass unseen once in a while.
 
-What shows: of the two sides the *current* one is that which has a value and the higher sequence. A block
-shows if its sequence is above the current side's, and hides it; otherwise the current side shows there,
-otherwise zeros. Keys that can never show again are *stale*: the other side, and blocks below the current
-side's sequence."""
+What shows: a block that has a key, otherwise what the base has there, otherwise zeros. For whoever puts a
+base deletes the keys of its blocks in the same batch."""
 
 from __future__ import annotations
 
@@ -40,12 +36,9 @@ SPAN_BYTES: Final = 1 * MiB
 BLOCKS_PER_SPAN: Final = SPAN_BYTES // BLOCK_BYTES
 DEVICE_BYTES_MAX: Final = 64 * TiB
 
-N_PERMITS: Final = 64
-"""Writes of one writer under way at once; the next waits for one of them."""
-
 HEADER_VERSION: Final = 1
 HEADER_KEY: Final = b"h"
-INTENT_PREFIX: Final = b"i"
+WRITER_KEY: Final = b"w"
 SPAN_PREFIX: Final = b"b"
 SPANS_END: Final = b"c"
 
@@ -119,46 +112,24 @@ def decode_header(value: bytes) -> int:
     return header.size
 
 
-def permit_key(permit: int) -> bytes:
-    return b"w%c" % permit
-
-
-def intent_key(permit: int) -> bytes:
-    return INTENT_PREFIX + bytes([permit])
-
-
-def span_prefix(span: int) -> bytes:
+def span_key(span: int) -> bytes:
+    """Of the base; the keys of the span's blocks begin with it."""
     return SPAN_PREFIX + span.to_bytes(4, "big")
 
 
-def side_key(span: int, side: int) -> bytes:
-    return span_prefix(span) + bytes([0, side])
-
-
 def block_key(span: int, block: int) -> bytes:
-    return span_prefix(span) + bytes([1, block])
+    return SPAN_PREFIX + span.to_bytes(4, "big") + bytes((block,))
 
 
 def span_of(key: bytes) -> int:
-    return _split(key)[0]
+    return split_key(key)[0]
 
 
-def encode_intents(intents: Iterable[tuple[int, int]]) -> bytes:
-    return b"".join(span.to_bytes(4, "big") + bytes([side]) for span, side in intents)
-
-
-def decode_intents(value: bytes) -> list[int]:
-    """The spans."""
-    if len(value) % 5:
-        raise Corrupt("A block device's list of spans being written", f"it has {len(value)} bytes")
-    return [int.from_bytes(value[at : at + 4], "big") for at in range(0, len(value), 5)]
-
-
-def _split(key: bytes) -> tuple[int, bool, int]:
-    """`(span, whether it is a block, side or block)`."""
-    if len(key) != 7 or key[:1] != SPAN_PREFIX or key[5] > 1 or (key[5] == 0 and key[6] > 1):
+def split_key(key: bytes) -> tuple[int, int]:
+    """The span, and the block; -1 for the base."""
+    if not 5 <= len(key) <= 6 or key[:1] != SPAN_PREFIX:
         raise Corrupt("A block device's key", f"{key!r} is none")
-    return int.from_bytes(key[1:5], "big"), key[5] == 1, key[6]
+    return int.from_bytes(key[1:5], "big"), key[5] if len(key) == 6 else -1
 
 
 # --- ranges
@@ -245,57 +216,40 @@ class Shown:
     """One span, as all its keys together show it. `versions`: of the span's keys, in any order."""
 
     def __init__(self, versions: Iterable[Version]) -> None:
-        self.sides: dict[int, Version] = {}
+        self.base: Version | None = None
         self.blocks: dict[int, Version] = {}
         for version in versions:
-            _, is_block, number = _split(version.key)
-            (self.blocks if is_block else self.sides)[number] = version
-            if version.size not in (0, BLOCK_BYTES if is_block else SPAN_BYTES):
-                raise Corrupt("A block device's value", f"{version.key!r} has {version.size} bytes")
-        self.current = current_side([(side, one.sequence, one.size) for side, one in self.sides.items()])
-
-    @property
-    def base(self) -> Version | None:
-        return None if self.current < 0 else self.sides[self.current]
-
-    @property
-    def free_side(self) -> int:
-        """The side that a new value of the whole span goes to."""
-        return 1 if self.current == 0 else 0
-
-    def stale(self) -> list[Version]:
-        """What never shows again, reserved sides among it."""
-        others = [one for side, one in self.sides.items() if side != self.current]
-        base = self.base
-        if base is None:
-            return others
-        return others + [one for one in self.blocks.values() if one.sequence < base.sequence]
+            _, number = split_key(version.key)
+            check_value_size(version.key, version.size)
+            if number < 0:
+                self.base = version
+            else:
+                self.blocks[number] = version
 
     def source(self, block: int) -> Version | None:
         """Whose bytes show there; None for zeros."""
-        base, own = self.base, self.blocks.get(block)
-        if own is not None and (base is None or own.sequence > base.sequence):
-            return own if own.size else None
-        return base
+        own = self.blocks.get(block)
+        if own is None:
+            return self.base
+        return own if own.size else None
 
-    def versions(self) -> list[Version]:
-        return [*self.sides.values(), *self.blocks.values()]
+    def keys(self) -> list[bytes]:
+        return [*([self.base.key] if self.base else ()), *(one.key for one in self.blocks.values())]
 
     def zeroing(self, blocks: range) -> tuple[list[bytes], list[bytes]]:
         """Keys to put without a value, and keys to delete, so that these blocks read as zeros."""
         if len(blocks) == BLOCKS_PER_SPAN:
-            return [], [one.key for one in self.versions()]
-        base = self.base
-        touched = [one for block, one in self.blocks.items() if block in blocks]
-        if base is None:
-            return [], [one.key for one in touched]
-        span = span_of(base.key)
+            return [], self.keys()
+        if self.base is None:
+            return [], [one.key for block, one in self.blocks.items() if block in blocks]
+        span = span_of(self.base.key)
         return [block_key(span, block) for block in blocks if self.source(block) is not None], []
 
 
-def current_side(sides: Iterable[tuple[int, int, int]]) -> int:
-    """Of (side, sequence, size): the one that counts; -1 if none does."""
-    return max(((sequence, side) for side, sequence, size in sides if size), default=(0, -1))[1]
+def check_value_size(key: bytes, size: int) -> None:
+    """Raise Corrupt unless a value of the key may have so many bytes."""
+    if size != SPAN_BYTES if len(key) == 5 else size not in (0, BLOCK_BYTES):
+        raise Corrupt("A block device's value", f"{key!r} has {size} bytes")
 
 
 # --- diff

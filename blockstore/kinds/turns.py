@@ -1,28 +1,29 @@
 """Whose turn is it? Which writes of one writer of a block device may be under way together.
 
-Pure, but for the lock: a device may be written from many threads. A write waits until it has a *permit* (see
-docs/design/block.md) and nothing that it overlaps is under way or waiting before it. A write of which it is
-not known whether it was carried out leaves its permit *in doubt*, and what it touched: no other write begins
-before somebody who waits has settled it.
+Pure, but for the lock: a device may be written from many threads. A write waits until nothing that it
+overlaps is under way or waiting before it. A write of which it is not known whether it was carried out
+leaves the device *in doubt*: no other write begins before somebody who waits has settled that (see
+docs/design/block.md).
 
 Small writes share turns, so that under load one request carries many of them: only some such
 turns are under way at once, and what comes meanwhile joins the one that waits.
 
-Invariants: no two turns overlap; a permit belongs to one turn, or is free, or in doubt; while a permit is in
-doubt no turn begins."""
+Invariants: no two turns overlap; while the device is in doubt, or that is being settled, no turn begins."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from blockstore.codec.messages import KeyWrite
 from blockstore.errors import BlockStoreError
 
+TURNS_MAX = 64
+"""Writes of one writer under way at once: more only fill the owner's queue."""
+
 WAITERS_EXAMINED_MAX = 256
-"""Of those that wait, so many are looked at when a turn ends: four for each permit."""
+"""Of those that wait, so many are looked at when a turn ends."""
 
 SHARED_TURNS_MAX = 8
 """Of turns that small writes share, under way at once: enough for the journal to have the next at hand when
@@ -35,16 +36,6 @@ class Wake(Protocol):
     def set(self) -> object: ...
 
     async def wait(self) -> object: ...
-
-
-class Doubt:
-    """A permit whose last write may or may not have been carried out, or may be later; and the spans that it
-    may have reserved a side in."""
-
-    __slots__ = ("permit", "spans")
-
-    def __init__(self, permit: int, spans: Sequence[int]) -> None:
-        self.permit, self.spans = permit, tuple(spans)
 
 
 class Share:
@@ -61,18 +52,16 @@ class Share:
 
 class Turn:
     """One write of the bytes [start, end); or the blocks that begin at `points`, of several writes that share
-    it. It has its turn when it has a permit; before that, `doubt` is what it must settle first."""
+    it. Before it `is_running`, it may be the one that `settles` what is in doubt."""
 
-    __slots__ = ("doubt", "end", "permit", "points", "shares", "spans", "start", "wake")
+    __slots__ = ("end", "is_running", "points", "settles", "shares", "start", "wake")
 
     def __init__(self, start: int, end: int, points: Iterable[int] = ()) -> None:
         self.start, self.end = start, end
         self.points = set(points)
         self.shares: list[Share] = []
-        self.permit = -1
-        self.doubt: Doubt | None = None
+        self.is_running = self.settles = False
         self.wake: Wake | None = None
-        self.spans: Sequence[int] = ()  # in which it reserved a side
 
     def overlaps(self, other: Turn) -> bool:
         if not self.points:
@@ -85,24 +74,21 @@ class Turn:
 
 
 class Turns:
-    """The permits, each with the sequence that its key has, and the turns."""
-
-    def __init__(self, sequence: int, n_permits: int, new_wake: Callable[[], Wake]) -> None:
-        self._sequences = [sequence] * n_permits
-        self._free = deque(range(n_permits))
+    def __init__(self, new_wake: Callable[[], Wake], n_turns_max: int = TURNS_MAX) -> None:
+        self._n_turns_max = n_turns_max
         self._new_wake = new_wake
         self._lock = threading.Lock()
         self._running: set[Turn] = set()
         self._waiting: dict[Turn, None] = {}  # in order
-        self._doubts: list[Doubt] = []
-        self._is_settling = False
+        self._in_doubt = self._is_settling = False
         self._shared: Turn | None = None  # it waits, and may be joined
         self._n_shared = 0  # that are running
         self.is_lost = False  # another writer took the device over
 
-    def sequence(self, turn: Turn) -> int:
-        """Of the permit that the turn has."""
-        return self._sequences[turn.permit]
+    @property
+    def is_certain(self) -> bool:
+        """Whether all that was ever sent, and is not under way, is known to be carried out or not."""
+        return not (self._in_doubt or self._is_settling or self.is_lost)
 
     def enter(self, start: int, end: int) -> Turn:
         turn = Turn(start, end)
@@ -140,7 +126,7 @@ class Turns:
 
     def is_ready(self, turn: Turn) -> bool:
         """Whether there is something to do: it has its turn, or a doubt to settle, or all is lost."""
-        return turn.permit >= 0 or turn.doubt is not None or self.is_lost
+        return turn.is_running or turn.settles or self.is_lost
 
     def rearm(self, turn: Turn) -> None:
         """Before waiting once more."""
@@ -148,37 +134,26 @@ class Turns:
             if not self.is_ready(turn):
                 turn.wake = self._new_wake()
 
-    def advance(self, turn: Turn, sequence: int) -> None:
-        """The turn's permit was written."""
-        self._sequences[turn.permit] = sequence
-
     def leave(self, turn: Turn, *, in_doubt: bool) -> None:
-        """The turn is over, or it is given up while it waits. In doubt: its last write may come true yet."""
+        """The turn is over, or it is given up while it waits. In doubt: what it sent may come true yet."""
         with self._lock:
             self._waiting.pop(turn, None)
             if turn is self._shared:
                 self._shared = None
-            if turn in self._running:
+            if turn.is_running:
                 self._running.remove(turn)
                 self._n_shared -= bool(turn.points)
-                if in_doubt:
-                    self._doubts.append(Doubt(turn.permit, turn.spans))
-                else:
-                    self._free.append(turn.permit)
-            elif turn.doubt is not None:  # whoever settles gave up; another one shall
-                self._doubts.append(turn.doubt)
-                turn.doubt = None
-                self._is_settling = False
+                self._in_doubt = self._in_doubt or in_doubt
+            elif turn.settles:  # whoever settles gave up; another one shall
+                turn.settles = self._is_settling = False
+                self._in_doubt = True
             self._advance()
 
-    def settled(self, turn: Turn, sequence: int) -> None:
-        """The doubt that the turn was given is settled; its permit has this sequence."""
+    def settled(self, turn: Turn) -> None:
+        """What was in doubt when the turn was told to settle it is certain now."""
         with self._lock:
-            assert turn.doubt is not None
-            self._sequences[turn.doubt.permit] = sequence
-            self._free.append(turn.doubt.permit)
-            turn.doubt = None
-            self._is_settling = False
+            assert turn.settles
+            turn.settles = self._is_settling = False
             self._advance()
 
     def lose(self) -> None:
@@ -191,16 +166,15 @@ class Turns:
     def _advance(self) -> None:
         if self._is_settling:
             return
-        if self._doubts:
-            for turn in self._waiting:
-                turn.doubt = self._doubts.pop()
-                self._is_settling = True
+        if self._in_doubt:
+            turn = next(iter(self._waiting), None)
+            if turn is not None:
+                self._in_doubt, self._is_settling, turn.settles = False, True, True
                 _wake(turn)
-                return
             return
         before: list[Turn] = []
         for turn in list(self._waiting)[:WAITERS_EXAMINED_MAX]:
-            if not self._free:
+            if len(self._running) >= self._n_turns_max:
                 return
             if (
                 (turn.points and self._n_shared >= SHARED_TURNS_MAX)
@@ -214,7 +188,7 @@ class Turns:
             self._n_shared += bool(turn.points)
             del self._waiting[turn]
             self._running.add(turn)
-            turn.permit = self._free.popleft()
+            turn.is_running = True
             _wake(turn)
 
 

@@ -292,6 +292,8 @@ def _extents_of(record: JournalRecord) -> Iterable[Extent]:
     """What becomes referred to when it is applied, besides its own value."""
     if isinstance(record, PutRecord):
         return record.extents
+    if isinstance(record, BatchRecord):
+        return [extent for change in record.changes for extent in change.extents]
     if isinstance(record, MovedRecord):
         return [extent for _, _, extents in record.moves for extent in extents]
     return ()
@@ -307,7 +309,11 @@ def _cost(record: JournalRecord, value: bytes | memoryview | None) -> int:
     elif isinstance(record, MovedRecord):
         cost += sum(len(key) + EXTENT_BYTES * (1 + len(extents)) for key, _, extents in record.moves)
     elif isinstance(record, BatchRecord):
-        cost += sum(len(one.key) + len(one.meta or b"") + KEY_BYTES for one in record.changes)
+        cost += sum(len(key) + KEY_BYTES for key, _ in record.conditions)
+        cost += sum(
+            len(one.key) + len(one.meta or b"") + KEY_BYTES + EXTENT_BYTES * len(one.extents)
+            for one in record.changes
+        )
     elif isinstance(record, RestoreRecord):
         cost += sum(len(key) + KEY_BYTES for key in (*record.keys, *record.targets))
     return cost

@@ -144,6 +144,7 @@ class Owner:
                 self.placed_bytes += 0 if record.inline else record.size
             elif isinstance(record, BatchRecord):
                 self.put_bytes += sum(change.size for change in record.changes)
+                self.placed_bytes += sum(change.size for change in record.changes if change.extents)
             if isinstance(token, RequestId):
                 self._unpin(token)
                 self._forget_in_flight(token.session)

@@ -5,6 +5,8 @@ Pure. Everything here was sent by somebody: lengths, ranges and names are believ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.journal_record import (
     BatchRecord,
@@ -19,6 +21,7 @@ from blockstore.codec.journal_record import (
 from blockstore.codec.messages import (
     Batch,
     Delete,
+    Extent,
     ListKeys,
     Lookup,
     LookupMany,
@@ -38,6 +41,7 @@ KEY_BYTES_MAX = 1_024
 META_BYTES_MAX = 16 * 1_024
 VALUE_BYTES_MAX = 64 * TiB
 EXTENTS_MAX = 100_000
+CONDITIONS_MAX = 16
 LOOKUP_KEYS_MAX = 1_000
 LIST_LIMIT_MAX = 1_000
 SNAPSHOT_NAME_MAX = 255
@@ -55,8 +59,8 @@ def to_record(call: VolumeCall, payload: memoryview, wall: float) -> tuple[Journ
         check_key(op.key)
         return DeleteRecord(request, settled, op.key, op.expected), None
     if isinstance(op, Batch):
-        _check_batch(op, payload)
-        return BatchRecord(request, settled, op.changes), payload
+        _check_batch(op, call, payload)
+        return BatchRecord(request, settled, op.changes, op.conditions), payload
     if isinstance(op, SnapshotCreate):
         _check_snapshot_name(op.name)
         return SnapshotRecord(request, settled, op.name, wall), None
@@ -86,21 +90,25 @@ def _put_record(op: Put, call: VolumeCall, payload: memoryview) -> tuple[Journal
     else:
         if payload.nbytes:
             raise InvalidRequest("A value is either in the request or in chunks, not in both.")
-        if len(op.extents) > EXTENTS_MAX or sum(extent.length for extent in op.extents) != op.size:
-            raise InvalidRequest("The extents do not add up to the value's size.")
-        if any(
-            extent.chunk.volume != call.volume
-            or extent.offset < 0
-            or extent.unit <= 0
-            or extent.length <= 0
-            or extent.shard >= 0
-            for extent in op.extents
-        ):
-            raise InvalidRequest("An extent of another volume, or one that is none.")
+        _check_extents(op.extents, op.size, call)
     record = PutRecord(
         call.request, call.settled, op.key, op.meta, op.size, op.crc, op.expected, inline, op.extents
     )
     return record, payload if inline else None
+
+
+def _check_extents(extents: Sequence[Extent], size: int, call: VolumeCall) -> None:
+    if len(extents) > EXTENTS_MAX or sum(extent.length for extent in extents) != size:
+        raise InvalidRequest("The extents do not add up to the value's size.")
+    if any(
+        extent.chunk.volume != call.volume
+        or extent.offset < 0
+        or extent.unit <= 0
+        or extent.length <= 0
+        or extent.shard >= 0
+        for extent in extents
+    ):
+        raise InvalidRequest("An extent of another volume, or one that is none.")
 
 
 def check_key(key: bytes) -> None:
@@ -108,11 +116,15 @@ def check_key(key: bytes) -> None:
         raise InvalidRequest(f"A key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}.")
 
 
-def _check_batch(op: Batch, payload: memoryview) -> None:
+def _check_batch(op: Batch, call: VolumeCall, payload: memoryview) -> None:
     if not 0 < len(op.changes) <= BATCH_KEYS_MAX:
         raise InvalidRequest(f"A batch has 1 to {BATCH_KEYS_MAX:,} changes, not {len(op.changes):,}.")
     if len({change.key for change in op.changes}) < len(op.changes):
         raise InvalidRequest("A batch changes a key once.")
+    if len(op.conditions) > CONDITIONS_MAX:
+        raise InvalidRequest(f"A batch has up to {CONDITIONS_MAX} conditions, not {len(op.conditions):,}.")
+    for key, _ in op.conditions:
+        check_key(key)
     start = n_bytes = 0
     for change in op.changes:
         check_key(change.key)
@@ -121,9 +133,12 @@ def _check_batch(op: Batch, payload: memoryview) -> None:
             raise InvalidRequest(
                 f"The metadata has {len(meta or b'')} bytes; at most {META_BYTES_MAX} are kept."
             )
-        if not 0 <= size <= (0 if meta is None else INLINE_BYTES_MAX):
+        if change.extents and meta is not None:
+            _check_extents(change.extents, size, call)
+            size = 0  # that are here
+        elif change.extents or not 0 <= size <= (0 if meta is None else INLINE_BYTES_MAX):
             raise InvalidRequest(f"A value of {size} bytes cannot be in a batch.")
-        if crc32c(payload[start : start + size]) != change.crc:
+        if not change.extents and crc32c(payload[start : start + size]) != change.crc:
             raise Corrupt("A value of a batch", "it changed on its way to the owner")
         start += size
         n_bytes += size + len(change.key) + len(meta or b"")

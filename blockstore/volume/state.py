@@ -192,8 +192,8 @@ class VolumeState:
             extents = (
                 (Extent(chunk, value_offset, record.size, record.size, record.crc),) if record.size else ()
             )
-        elif not self.chunks.may_refer(extents, self.epoch):
-            raise StaleEpoch(self.volume, min(extent.chunk.epoch for extent in extents), self.epoch)
+        else:
+            self._check_referable(extents)
         self.chunks.add_live(extents)
         version = StoredVersion(sequence, record.meta, record.size, record.crc, extents)
         self._give_back(self.map.put(record.key, version, self.newest_seen))
@@ -201,12 +201,19 @@ class VolumeState:
 
     def _batch(self, record: BatchRecord, sequence: int, chunk: ChunkId, value_offset: int) -> Written:
         for change in record.changes:
+            self.chunks.check_granted(change.extents, record.request.session)
+        for change in record.changes:
+            self.chunks.note_named(change.extents)
+        for key, expected in record.conditions:
+            self._check_expected(key, expected)
+        for change in record.changes:
             self._check_expected(change.key, change.expected)
             if change.meta is None and self.map.find(change.key) is None:
                 raise _no_object(change.key)
+            self._check_referable(change.extents)
         for change in record.changes:
-            extents: tuple[Extent, ...] = ()
-            if change.meta is not None and change.size:
+            extents = change.extents
+            if change.size and not extents:
                 extents = (Extent(chunk, value_offset, change.size, change.size, change.crc),)
                 value_offset += change.size
             self.chunks.add_live(extents)
@@ -245,18 +252,22 @@ class VolumeState:
             self._give_back(self.map.put(target, version, self.newest_seen))
         return Written(sequence)
 
+    def _check_referable(self, extents: Sequence[Extent]) -> None:
+        if not self.chunks.may_refer(extents, self.epoch):
+            raise StaleEpoch(self.volume, min(extent.chunk.epoch for extent in extents), self.epoch)
+
     def _check_expected(self, key: bytes, expected: int) -> None:
         if expected == ANY:
             return
         version = self.map.find(key)
+        if (0 if version is None else version.sequence) == expected:
+            return
         name = key.decode(errors="backslashreplace")
         if expected == ABSENT:
-            if version is not None:
-                raise PreconditionFailed(f"Object {name!r} exists already.")
-        elif version is None:
+            raise PreconditionFailed(f"Object {name!r} exists already.")
+        if version is None:
             raise PreconditionFailed(f"Object {name!r} does not exist any more.")
-        elif version.sequence != expected:
-            raise PreconditionFailed(f"Object {name!r} was changed by somebody else.")
+        raise PreconditionFailed(f"Object {name!r} was changed by somebody else.")
 
     def _snapshot(self, name: str) -> SnapshotAnswer:
         found = self.snapshots.get(name)
@@ -314,7 +325,7 @@ def keys_of(record: JournalRecord) -> Collection[bytes]:
     if isinstance(record, PutRecord | DeleteRecord):
         return (record.key,)
     if isinstance(record, BatchRecord):
-        return [change.key for change in record.changes]
+        return [change.key for change in record.changes] + [key for key, _ in record.conditions]
     if isinstance(record, MovedRecord):
         return [key for key, _, _ in record.moves]
     if isinstance(record, RestoreRecord):

@@ -7,6 +7,7 @@ import random
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -304,31 +305,13 @@ class Untrusty(VolumeSession):
             raise Unavailable("its answer was lost")
         return answer
 
-    async def put(self, key: bytes, meta: bytes, source: Any, expected: int, timeout: float) -> Any:
-        arguments = key, meta, source, expected, timeout
-        await self.deliver_some()
-        fate = self.rng.random() if self.armed else 1.0
-        if fate < 0.2:
-            self.late.append(arguments)
-            raise Unavailable("it will come late")
-        written = await super().put(*arguments)
-        if fate < 0.4:
-            raise Unavailable("its answer was lost")
-        return written
-
     async def deliver_some(self) -> None:
         while self.late and self.rng.random() < self.late_share:
             await self.deliver(self.late.pop(self.rng.randrange(len(self.late))))
 
     async def deliver(self, arguments: tuple[Any, ...]) -> None:
-        try:
-            if isinstance(arguments[0], Batch):
-                await super().ask(*arguments)
-            else:
-                await arguments[2].rewind()
-                await super().put(*arguments)
-        except blockstore.BlockStoreError:
-            pass
+        with suppress(blockstore.BlockStoreError):
+            await super().ask(*arguments)
 
 
 def untrusty(store: aio.Store) -> Untrusty:

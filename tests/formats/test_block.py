@@ -12,16 +12,13 @@ PAGE = (Path(__file__).parents[2] / "docs/formats/block.md").read_text()
 def test_keys_and_header_have_the_bytes_that_they_always_had() -> None:
     assert block.encode_header(5).hex() == "940105cd1000ce00100000"
     assert block.encode_header(2**46).hex() == "9401cf0000400000000000cd1000ce00100000"
-    assert block.permit_key(63).hex() == "773f"
-    assert block.intent_key(63).hex() == "693f"
-    assert block.side_key(0x01020304, 1).hex() == "62010203040001"
-    assert block.block_key(0x01020304, 255).hex() == "620102030401ff"
-    assert block.encode_intents([(0x01020304, 1), (2, 0)]).hex() == "01020304010000000200"
+    assert (block.HEADER_KEY, block.WRITER_KEY) == (b"h", b"w")
+    assert block.span_key(0x01020304).hex() == "6201020304"
+    assert block.block_key(0x01020304, 255).hex() == "6201020304ff"
 
 
 def test_the_page_says_what_the_code_does() -> None:
     assert f"spans of {block.SPAN_BYTES} bytes" in PAGE
     assert f"blocks of {block.BLOCK_BYTES}." in PAGE
     assert f"the header, version {block.HEADER_VERSION}:" in PAGE
-    assert f"PERMIT is below {block.N_PERMITS}." in PAGE
     assert f"kind `{block.KIND}`" in PAGE

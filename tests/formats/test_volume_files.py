@@ -244,9 +244,16 @@ def test_a_restore_has_the_bytes_that_it_always_had() -> None:
 
 
 def test_a_batch_of_changes_has_the_bytes_that_it_always_had() -> None:
-    changes = (KeyWrite(b"k", b"m", 2, 3, -1), KeyWrite(b"l", None, 0, 0, 5), KeyWrite(b"n", b"", 1, 4, 0))
+    extent = Extent(CHUNK, 2, 9, 9, 5)
+    changes = (
+        KeyWrite(b"k", b"m", 2, 3, -1),
+        KeyWrite(b"l", None, 0, 0, 5),
+        KeyWrite(b"m", b"", 9, 5, -1, (extent,)),
+        KeyWrite(b"n", b"", 1, 4, 0),
+    )
     put = PutRecord(RequestId(SessionId(1), 3), 1, b"k", b"m", 3, 0, -1, True)
-    built = build_batch(9, [(BatchRecord(RequestId(SessionId(1), 2), 1, changes), b"abc"), (put, b"def")])
+    record = BatchRecord(RequestId(SessionId(1), 2), 1, changes, ((b"w", 8),))
+    built = build_batch(9, [(record, b"abc"), (put, b"def")])
     assert built.body.hex() == GOLDEN_CHANGES
     data = memoryview(encode_header(built, CHUNK, 0, 17) + built.body)
     header = decode_header(data, CHUNK, 0)
@@ -256,8 +263,8 @@ def test_a_batch_of_changes_has_the_bytes_that_it_always_had() -> None:
 
 
 GOLDEN_CHANGES = (
-    "92940b920102019395c4016bc4016d0203ff95c4016cc000000595c4016ec400010400"
-    "9a0192010301c4016bc4016d0300ffc390616263646566"
+    "92950b920102019496c4016bc4016d0203ff9096c4016cc00000059096c4016dc4000905ff91969303040502090905ff"
+    "96c4016ec400010400909192c40177089a0192010301c4016bc4016d0300ffc390616263646566"
 )
 GOLDEN_RESTORE = "91960992010401" + "92c4016bc4016c" + "08" + "92c4016dc4016e"
 GOLDEN_BATCH = (

@@ -29,7 +29,7 @@ from blockstore.codec.journal_record import (
     decode_records,
     value_offsets,
 )
-from blockstore.codec.messages import ANY, Extent, Failed, KeyHistory, KeyWrite, Placement
+from blockstore.codec.messages import ABSENT, ANY, Extent, Failed, KeyHistory, KeyWrite, Placement
 from blockstore.codec.run_file import (
     CheckpointHead,
     StoredVersion,
@@ -83,7 +83,7 @@ class VolumeMachine(RuleBasedStateMachine):
         self.head: dict[bytes, bytes] = {}  # the model: the map
         self.snapshots: dict[str, dict[bytes, bytes]] = {}
         self.sequences: dict[str, int] = {}  # of the snapshots
-        self.batches: dict[RequestId, tuple[dict[bytes, bytes], list[bytes]]] = {}
+        self.batches: dict[RequestId, tuple[dict[bytes, bytes], list[bytes], list[bytes]]] = {}
         self.held: set[str] = set()
         self.restores: dict[RequestId, RestoreRecord] = {}
         self.checkpoint: CheckpointHead | None = None
@@ -171,15 +171,17 @@ class VolumeMachine(RuleBasedStateMachine):
     @rule(
         puts=st.dictionaries(KEYS, st.binary(min_size=1, max_size=20), max_size=3),
         deletes=st.lists(KEYS, max_size=2),
+        absent=st.lists(KEYS, max_size=1),
     )
-    def batch(self, puts: dict[bytes, bytes], deletes: list[bytes]) -> None:
-        """Deletes need what they delete, so all or nothing is seen."""
+    def batch(self, puts: dict[bytes, bytes], deletes: list[bytes], absent: list[bytes]) -> None:
+        """Deletes need what they delete, and some keys must not be there, so all or nothing is seen."""
         changes = [KeyWrite(key, b"m", len(value), crc32c(value), ANY) for key, value in puts.items()]
         gone = [key for key in dict.fromkeys(deletes) if key not in puts]
         changes += [KeyWrite(key, None, 0, 0, ANY) for key in gone]
         request = self.request(("batch", b"", b""))
-        self.batches[request] = puts, gone
-        self.add(BatchRecord(request, 0, tuple(changes)), b"".join(puts.values()), request)
+        self.batches[request] = puts, gone, absent
+        conditions = tuple((key, ABSENT) for key in absent)
+        self.add(BatchRecord(request, 0, tuple(changes), conditions), b"".join(puts.values()), request)
 
     @rule(name=st.sampled_from(["s", "t"]), held=st.booleans())
     def hold(self, name: str, held: bool) -> None:
@@ -250,8 +252,11 @@ class VolumeMachine(RuleBasedStateMachine):
             if isinstance(token, RequestId) and token in self.submitted:
                 what, failed = self.submitted.pop(token), isinstance(result, Failed)
                 if token in self.batches:
-                    puts, deletes = self.batches.pop(token)
-                    assert failed == any(key not in self.head for key in deletes)
+                    puts, deletes, absent = self.batches.pop(token)
+                    assert failed == (
+                        any(key not in self.head for key in deletes)
+                        or any(key in self.head for key in absent)
+                    )
                     if not failed:
                         self.head = {k: v for k, v in self.head.items() if k not in deletes} | puts
                 elif token in self.restores:

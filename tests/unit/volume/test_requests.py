@@ -31,6 +31,7 @@ from blockstore.config import BATCH_KEYS_MAX, INLINE_BYTES_MAX, RESTORE_KEYS_MAX
 from blockstore.errors import Corrupt, InvalidRequest, NotFound
 from blockstore.ids import ChunkId, RequestId, SessionId, VolumeId
 from blockstore.volume.requests import (
+    CONDITIONS_MAX,
     KEY_BYTES_MAX,
     LIST_LIMIT_MAX,
     LOOKUP_KEYS_MAX,
@@ -97,6 +98,11 @@ def test_a_large_value_is_referred_to() -> None:
         (Batch((KeyWrite(b"k", None, 1, crc32c(b"v"), ANY),)), b"v"),
         (Batch((KeyWrite(b"k", b"", -1, 0, ANY),)), b""),
         (Batch((KeyWrite(b"k", None, 0, 0, ANY), KeyWrite(b"k", None, 0, 0, ANY))), b""),
+        (Batch((KeyWrite(b"k", b"", 9, 0, ANY, (Extent(CHUNK, 0, 8, 8, 0),)),)), b""),
+        (Batch((KeyWrite(b"k", None, 9, 0, ANY, (Extent(CHUNK, 0, 9, 9, 0),)),)), b""),
+        (Batch((KeyWrite(b"k", b"", 9, 0, ANY, (Extent(CHUNK, 0, 9, 9, 0),)),)), b"and bytes"),
+        (Batch((KeyWrite(b"k", None, 0, 0, ANY),), ((b"", 1),)), b""),
+        (Batch((KeyWrite(b"k", None, 0, 0, ANY),), ((b"w", 1),) * (CONDITIONS_MAX + 1)), b""),
         (Batch(tuple(KeyWrite(b"%d" % i, None, 0, 0, ANY) for i in range(BATCH_KEYS_MAX + 1))), b""),
         (Batch(tuple(KeyWrite(b"%d" % i, b"", INLINE_BYTES_MAX, FULL_CRC, ANY) for i in range(7))), FULL * 7),
         (Restore((), 1), b""),
@@ -127,11 +133,12 @@ def test_a_batch_becomes_its_record_if_its_values_are_what_was_sent() -> None:
     changes = (
         KeyWrite(b"k", b"m", 1, crc32c(b"v"), ANY),
         KeyWrite(b"l", None, 0, 0, ANY),
+        KeyWrite(b"l2", b"", 9, 5, ANY, (Extent(CHUNK, 0, 9, 9, 5),)),
         KeyWrite(b"m", b"m", 2, crc32c(b"ww"), ANY),
     )
-    record, value = ask(Batch(changes), b"vww")
+    record, value = ask(Batch(changes, ((b"w", 7),)), b"vww")
     assert isinstance(record, BatchRecord)
-    assert (record.changes, bytes(value or b"")) == (changes, b"vww")
+    assert (record.changes, record.conditions, bytes(value or b"")) == (changes, ((b"w", 7),), b"vww")
     with pytest.raises(Corrupt):
         ask(Batch(changes), b"vwv")
 

@@ -230,6 +230,42 @@ def test_a_batch_is_refused_as_a_whole(bench: Bench) -> None:
     assert bench.live() == 5
 
 
+def test_a_batch_has_conditions_on_keys_that_it_does_not_change(bench: Bench) -> None:
+    bench.put(b"writer")
+    here = bench.state.sequence
+    fine = KeyWrite(b"a", b"m", 10, 1, ANY)
+
+    def change(*conditions: tuple[bytes, int]) -> Result:
+        return bench.apply(BatchRecord(bench.request(), 0, (fine,), conditions), 100)
+
+    for _ in range(2):
+        sequence(change((b"writer", here), (b"nobody", ABSENT)))
+    found = bench.state.map.find(b"writer")
+    assert found is not None
+    assert found.sequence == here
+    for refused in ((b"writer", here + 1), (b"writer", ABSENT), (b"nobody", here)):
+        assert why(change((b"writer", here), refused)) == "PreconditionFailed"
+
+
+def test_a_batch_refers_to_bytes_in_granted_chunks(bench: Bench) -> None:
+    bench.grant()
+    placed = KeyWrite(b"a", b"m", 700, 1, ANY, (Extent(DATA, 0, 700, 700, 1),))
+    inline = KeyWrite(b"b", b"m", 10, 2, ANY)
+    sequence(batch(bench, placed, inline))
+    a, b = bench.state.map.find(b"a"), bench.state.map.find(b"b")
+    assert a is not None
+    assert b is not None
+    assert (a.extents, b.extents) == (placed.extents, (Extent(JOURNAL, 100, 10, 10, 2),))
+    entry = bench.state.chunks.find(DATA)
+    assert entry is not None
+    assert (entry.live_bytes, entry.committed, entry.named) == (700, 700, 700)
+    beyond = KeyWrite(b"c", b"m", 700, 1, ANY, (Extent(DATA, 1 << 40, 700, 700, 1),))
+    assert why(batch(bench, inline, beyond)) == "StaleEpoch"
+    foreign = KeyWrite(b"c", b"m", 7, 1, ANY, (Extent(JOURNAL, 0, 7, 7, 1),))
+    assert why(batch(bench, inline, foreign)) == "InvalidRequest"
+    assert sizes(bench, b"c") == []
+
+
 def restore(bench: Bench, at: int, *keys: bytes, targets: tuple[bytes, ...] = ()) -> Result:
     return bench.apply(RestoreRecord(bench.request(), 0, keys, at, targets))
 
