@@ -508,6 +508,12 @@ class VolumeSession:
             ]
         return places
 
+    async def read_remote(self, wanted: Sequence[Remote], timeout: float) -> list[bytes]:
+        """The bytes of exactly these versions. Fails when they are not there any more: look them up again."""
+        wants: list[Want] = [(want.entry.extents, want.placements, want.start, want.end) for want in wanted]
+        data = await self.read_extents(wants, timeout)
+        return [want.verified(value) for want, value in zip(wanted, data, strict=True)]
+
     async def read_extents(self, wanted: Sequence[Want], timeout: float) -> list[bytes]:
         """What these extents have. Fails when it is not there any more: look up where it is now."""
         return await self._reader.read_many(wanted, self._caller.now() + timeout)
