@@ -1,4 +1,4 @@
-"""A node's files, as small as a test needs: those that a node reads whole when it starts are mostly zeros, and
+"""A node's files, as small as a test needs: those that it reads whole when it starts are mostly zeros, and
 reading zeros takes most of its start."""
 
 from __future__ import annotations
