@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PROOFS := tests/mutants tests/crash tests/simulation tests/fuzz
 MINUTES ?= 60
 .DEFAULT_GOAL := help
+# Hundreds of processes begin here, most of them daemons: compiling the source takes half of their start.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo test lint types unit bench chaos mutants soak wheel clean
 
 help:
