@@ -32,6 +32,7 @@ from blockstore.errors import InvalidRequest, of_path
 from blockstore.ids import KiB, MiB
 from blockstore_cli import bench_device, raw_figures
 from blockstore_cli.bench_objects import measure_objects, objects_text
+from blockstore_cli.bench_space import measure_space, space_text
 from blockstore_cli.copying import in_flight, run
 from blockstore_cli.dev import wait_until_settled
 from blockstore_cli.output import answer, note, table
@@ -94,7 +95,10 @@ Rates = dict[Scenario, list[float]]
 @click.command(
     cls=LocalCommand,
     epilog=example(
-        "blockstore bench", "blockstore bench --only 'get 4 MiB' --json", "blockstore bench --objects 1000000"
+        "blockstore bench",
+        "blockstore bench --only 'get 4 MiB' --json",
+        "blockstore bench --objects 1000000",
+        "blockstore bench --space 100000",
     ),
 )
 @click.option("--nodes", "n_nodes", type=click.IntRange(6, 20), default=6, show_default=True)
@@ -105,12 +109,31 @@ Rates = dict[Scenario, list[float]]
 @click.option("--only", default="", metavar="TEXT", help="Scenarios with TEXT in their names ('put 4 KiB').")
 @click.option("--objects", "n_objects", type=click.IntRange(1_000, 100_000_000), metavar="N",
               help="Put N objects of 1 KiB into one bucket instead, and kill its owner.")  # fmt: skip
+@click.option("--space", "n_space", type=click.IntRange(1_000, 10_000_000), metavar="N",
+              help="Put N objects of 100 KiB instead, and measure what they take.")  # fmt: skip
 @click.option("--dir", "directory", type=click.Path(path_type=Path, file_okay=False), default=".",
               help="Where to make a folder for it; the working directory's disk if left out.")  # fmt: skip
-def bench(n_nodes: int, runs: int, seconds: float, only: str, n_objects: int | None, directory: Path) -> None:
+def bench(
+    n_nodes: int,
+    runs: int,
+    seconds: float,
+    only: str,
+    n_objects: int | None,
+    n_space: int | None,
+    directory: Path,
+) -> None:
     """Measure the store on a cluster of its own, beside the machine's own figures."""
     if n_objects is not None:
-        _measure_objects(n_objects, n_nodes, directory)
+        _check_alone("objects", "space")
+        with _folder(directory) as folder:
+            facts = measure_objects(n_objects, n_nodes, folder)
+        answer(facts, objects_text(facts))
+        click.get_current_context().exit(1 if facts["wrong"] else 0)
+    if n_space is not None:
+        _check_alone("space", "objects")
+        with _folder(directory) as folder:
+            facts = measure_space(n_space, n_nodes, seconds, folder)
+        answer(facts, space_text(facts))
         return
     chosen = [scenario for scenario in scenarios() if only in str(scenario)]
     if not chosen:
@@ -132,15 +155,15 @@ def bench(n_nodes: int, runs: int, seconds: float, only: str, n_objects: int | N
     answer(facts, text(facts))
 
 
-def _measure_objects(n_objects: int, n_nodes: int, directory: Path) -> None:
+def _check_alone(chosen: str, other: str) -> None:
+    """It takes no other option but where, and of how many daemons."""
     context = click.get_current_context()
-    for option in ("runs", "seconds", "only"):
-        if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
-            raise InvalidRequest(f"--objects measures one thing, once; leave --{option} out.")
-    with _folder(directory) as folder:
-        facts = measure_objects(n_objects, n_nodes, folder)
-    answer(facts, objects_text(facts))
-    context.exit(1 if facts["wrong"] else 0)
+    parameters = {"runs": "runs", "only": "only", other: f"n_{other}"}
+    if chosen == "objects":
+        parameters["seconds"] = "seconds"
+    for option, parameter in parameters.items():
+        if context.get_parameter_source(parameter) not in (None, ParameterSource.DEFAULT):
+            raise InvalidRequest(f"--{chosen} measures one thing, once; leave --{option} out.")
 
 
 @contextmanager

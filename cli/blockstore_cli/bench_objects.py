@@ -1,11 +1,11 @@
 """`blockstore bench --objects N`: what becomes of the store when one bucket has very many objects.
 
 Puts N objects of 1 KiB, in no order of their names, and compares the rates of the first (FEW of them, or a
-tenth) and of the last tenth. After both: what random gets cost, a snapshot and its end, and listing a prefix
-of 1,000. Then the memory of the daemon that owns the bucket; then that daemon is killed and started again,
-and the time counts until a get is answered, by whoever owns the bucket by then: it has loaded the checkpoint
-and replayed the journal. At the end some objects are read back and compared.
-"""
+tenth) and of the last tenth. After both: what random gets cost, a snapshot and its end, and listing a
+prefix of 1,000, and finding 1,000 changes between two snapshots. Then the memory of the daemon that owns
+the bucket; then that daemon is killed and started again, and the time counts until a get is answered, by
+whoever owns the bucket by then: it has loaded the checkpoint and replayed the journal. At the end some
+objects are read back and compared."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ PUTS_IN_FLIGHT = 64
 FEW = 100_000
 N_CHECKED = 1_000
 N_GETS = 1_000
+N_CHANGED = 1_000
 N_LISTED = 1_000
 LISTED = "listed/"
 ANSWER_SECONDS_MAX = 120.0
@@ -55,14 +56,14 @@ async def _measure(cluster: LocalCluster, n_objects: int) -> dict[str, Any]:
         await in_flight(range(N_LISTED), put_listed, PUTS_IN_FLIGHT)
         n_few = min(FEW, max(1, n_objects // TENTHS))
         rates = [await _fill(bucket, range(n_few), content)]
-        few = await _look(bucket, n_few)
+        few = await _look(bucket, n_few, content)
         for tenth in range(TENTHS):
             numbers = range(
                 max(n_few, n_objects * tenth // TENTHS), max(n_few, n_objects * (tenth + 1) // TENTHS)
             )
             if numbers:
                 rates.append(await _fill(bucket, numbers, content))
-        many = await _look(bucket, n_objects)
+        many = await _look(bucket, n_objects, content)
         before = await bucket.facts()
         node = cluster.nodes[int(before["owner"]) - 1]
         rss_bytes = _rss_bytes(node.pid)
@@ -95,18 +96,18 @@ async def _measure(cluster: LocalCluster, n_objects: int) -> dict[str, Any]:
 
 async def _fill(bucket: aio.Bucket, numbers: range, content: bytes) -> float:
     """Puts per second."""
-
-    async def put(number: int) -> None:
-        await bucket.put(_name(number), _value(number, content))
-
     began = time.perf_counter()
-    await in_flight(numbers, put, PUTS_IN_FLIGHT)
+    await in_flight(numbers, partial(_put, bucket, content), PUTS_IN_FLIGHT)
     rate = len(numbers) / (time.perf_counter() - began)
     note(f"  {numbers.stop:,} objects: {rate:,.0f} puts/s")
     return rate
 
 
-async def _look(bucket: aio.Bucket, n_objects: int) -> dict[str, float]:
+async def _put(bucket: aio.Bucket, content: bytes, number: int) -> None:
+    await bucket.put(_name(number), _value(number, content))
+
+
+async def _look(bucket: aio.Bucket, n_objects: int, content: bytes) -> dict[str, float]:
     """What some things cost now, in milliseconds: medians where many are done."""
     rng = random.Random(n_objects)
     gets: list[float] = []
@@ -125,17 +126,27 @@ async def _look(bucket: aio.Bucket, n_objects: int) -> dict[str, float]:
     began = time.perf_counter()
     await bucket.snapshot("looked")
     taken = time.perf_counter()
+    changing = rng.sample(range(n_objects), min(N_CHANGED, n_objects))
+    await in_flight(changing, partial(_put, bucket, content), PUTS_IN_FLIGHT)
+    await bucket.snapshot("changed")
+    asked = time.perf_counter()
+    n_changed = len([change async for change in bucket.diff("looked", "changed")])
+    compared = time.perf_counter()
     await bucket.delete_snapshot("looked")
     deleted = time.perf_counter()
+    await bucket.delete_snapshot("changed")
+    listing = time.perf_counter()
     n_listed = len([entry async for entry in bucket.list(LISTED)])
     listed = time.perf_counter()
     assert n_listed == N_LISTED, n_listed
+    assert n_changed == len(changing), n_changed
     return {
         "get_ms": round(1_000 * statistics.median(gets), 3),
         "get_among_many_ms": round(1_000 * together / N_GETS, 3),
         "snapshot_ms": round(1_000 * (taken - began), 2),
-        "snapshot_delete_ms": round(1_000 * (deleted - taken), 2),
-        "list_ms": round(1_000 * (listed - deleted), 1),
+        "snapshot_delete_ms": round(1_000 * (deleted - compared), 2),
+        "diff_ms": round(1_000 * (compared - asked), 1),
+        "list_ms": round(1_000 * (listed - listing), 1),
     }
 
 
@@ -174,6 +185,8 @@ def objects_text(facts: dict[str, Any]) -> str:
         f"{1_000 / few['get_among_many_ms']:,.0f}/s, {1_000 / many['get_among_many_ms']:,.0f}/s.\n"
         f"A snapshot: {few['snapshot_ms']:.1f} ms, {many['snapshot_ms']:.1f} ms; deleting it: "
         f"{few['snapshot_delete_ms']:.1f} ms, {many['snapshot_delete_ms']:.1f} ms.\n"
+        f"What differs between two snapshots, {N_CHANGED:,} objects: {few['diff_ms']:.0f} ms, "
+        f"{many['diff_ms']:.0f} ms.\n"
         f"Listing a prefix of {N_LISTED:,}: {few['list_ms']:.0f} ms, {many['list_ms']:.0f} ms.\n"
         f"The owner's memory: {facts['owner_rss_bytes'] / MiB:,.0f} MiB.\n"
         f"Its daemon killed and started again: a get was answered after "

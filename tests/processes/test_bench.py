@@ -38,3 +38,16 @@ def test_ctrl_c_removes_what_was_made(tmp_path: Path) -> None:
     assert (said, told.splitlines()[-1]) == ("", "Interrupted.")
     assert "Traceback" not in told
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_data_set_takes_is_measured(tmp_path: Path) -> None:
+    bench = [*BENCH[:4], "--space", "1000", "--seconds", "0.1", "--json", "--dir", str(tmp_path)]
+    done = subprocess.run(bench, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert 1.5 < facts["disk_bytes"] / facts["put_bytes"] < 3.5, "parity, and what is not packed yet"
+    assert 2.9 < facts["written_bytes"] / facts["put_bytes"] < 5.5
+    assert facts["system_written_bytes"] > 2.5 * facts["put_bytes"]
+    assert min(facts["objects_per_second"].values()) > 0
+    assert len(facts["objects_per_second"]) == 5
+    assert not list(tmp_path.iterdir())
