@@ -3,11 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROOFS := tests/mutants tests/crash tests/simulation tests/fuzz
+PROOFS := tests/simulation tests/crash tests/fuzz tests/mutants
 MINUTES ?= 60
 .DEFAULT_GOAL := help
-# Hundreds of processes begin here, most of them daemons: compiling the source takes half of their start.
-unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo test lint types unit bench chaos mutants soak wheel clean
 
 help:
@@ -40,8 +38,7 @@ soak: $(VENV)/installed-dev
 
 # --- checks: stop at the first that fails
 
-# The proofs compute, most of the others wait: beside each other both processors are in use. The proofs yield, and
-# those of one process come first: when the others have ended, what is left has work for both processors.
+# The proofs compute, most of the others wait: beside each other both processors are in use. The proofs yield.
 test: lint types
 	@echo "== pytest ($(PROOFS) beside the others; what they say follows)"
 	@nice -n 19 $(BIN)/python -m pytest $(PROOFS) >$(VENV)/proofs.log 2>&1 & proofs=$$!; \

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
+import trio
+
 from blockstore.api.block_diff import RangeCursor
 from blockstore.api.block_reading import SnapshotMap, choose, fetch_size, read_range, words
 from blockstore.api.block_writing import BlockWriting, Writer, take_over
+from blockstore.api.cloning import clone_of, flatten
 from blockstore.api.history import Moment, fetch_snapshots
 from blockstore.api.session import VolumeSession
 from blockstore.api.value_source import as_buffer
@@ -178,6 +181,29 @@ class BlockDevice:
         where now is meant, each page is as of when it was asked for. `timeout` is for each request.
         NotFound, when the first page is asked for."""
         return RangeChanges(self._session, RangeCursor(since, until), timeout)
+
+    async def clone(
+        self,
+        snapshot: Moment,
+        name: str,
+        *,
+        new_wake: Callable[[], Wake] = trio.Event,
+        timeout: float = OPERATION_SECONDS,
+    ) -> BlockDevice:
+        """Make a device called `name` of a snapshot, under the same policy, and open it for writing.
+        Nothing is copied, so it is instant, whatever the size; what either of the two changes, the other
+        does not see. The snapshot may be deleted afterwards, and so may this device. NotFound,
+        AlreadyExists."""
+        session = await clone_of(self._session, self.view.kind, snapshot, name, timeout)
+        view = await session.fetch_view(timeout)
+        return await open_for_writing(session, view, new_wake, timeout)
+
+    async def flatten(self, *, timeout: float = OPERATION_SECONDS) -> VolumeView:
+        """Let a clone copy what it still has in common with what it was made of, in the background, so that
+        this need not be kept for it any more. Returns at once: `clone_of` of what this returns, and of
+        `store.block_devices()`, is empty when it is done. It begins by itself when what it was made of is
+        deleted."""
+        return await flatten(self._session, timeout)
 
     async def facts(self, *, timeout: float = OPERATION_SECONDS) -> dict[str, int | float | str]:
         """Numbers about the device, by name: size_bytes; allocated_bytes, what was written and still shows

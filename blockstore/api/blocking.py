@@ -475,6 +475,24 @@ class Bucket(Reading):
         it while it runs. A safety snapshot of now is taken first, and its name is in the answer."""
         return self._run(lambda bucket: bucket.rollback(snapshot, on_changes=on_changes, timeout=timeout))
 
+    def clone(self, snapshot: Moment, name: str, *, timeout: float = OPERATION_SECONDS) -> Bucket:
+        """Make a bucket called `name` of a snapshot: with its objects, writable, under the same policy.
+        Nothing is copied, so it is instant, whatever the size; what either of the two changes, the other
+        does not see. The snapshot may be deleted afterwards, and so may this bucket. NotFound,
+        AlreadyExists."""
+
+        async def work(bucket: async_bucket.Bucket) -> VolumeView:
+            return (await bucket.clone(snapshot, name, timeout=timeout)).view
+
+        return Bucket(self._bridge, self._run(work))
+
+    def flatten(self, *, timeout: float = OPERATION_SECONDS) -> VolumeView:
+        """Let a clone copy what it still has in common with what it was made of, in the background, so that
+        this need not be kept for it any more. Returns at once: `clone_of` of what this returns, and of
+        `store.buckets()`, is empty when it is done. It begins by itself when what it was made of is
+        deleted."""
+        return self._run(lambda bucket: bucket.flatten(timeout=timeout))
+
     def hold_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Snapshot:
         """Let nobody delete a snapshot, nor its bucket, until it is released. May be repeated. NotFound."""
         return self._snapshot(self._run(lambda bucket: bucket.hold_snapshot(name, timeout=timeout)))

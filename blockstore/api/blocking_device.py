@@ -132,6 +132,25 @@ class BlockDevice:
         while page := self._bridge.run(lambda store: cursor.fetch(store.session(self.name, KIND), timeout)):
             yield from page
 
+    def clone(self, snapshot: Moment, name: str, *, timeout: float = OPERATION_SECONDS) -> BlockDevice:
+        """Make a device called `name` of a snapshot, under the same policy, and open it for writing.
+        Nothing is copied, so it is instant, whatever the size; what either of the two changes, the other
+        does not see. The snapshot may be deleted afterwards, and so may this device. NotFound,
+        AlreadyExists."""
+
+        async def work(device: async_device.BlockDevice) -> BlockDevice:
+            made = await device.clone(snapshot, name, new_wake=self._bridge.new_wake, timeout=timeout)
+            return BlockDevice(self._bridge, made.view, made.size, made.writer)
+
+        return self._run(work)
+
+    def flatten(self, *, timeout: float = OPERATION_SECONDS) -> VolumeView:
+        """Let a clone copy what it still has in common with what it was made of, in the background, so that
+        this need not be kept for it any more. Returns at once: `clone_of` of what this returns, and of
+        `store.block_devices()`, is empty when it is done. It begins by itself when what it was made of is
+        deleted."""
+        return self._run(lambda device: device.flatten(timeout=timeout))
+
     def facts(self, *, timeout: float = OPERATION_SECONDS) -> dict[str, int | float | str]:
         """Numbers about the device, by name: size_bytes; allocated_bytes, what was written and still shows
         in it or in a snapshot; and what its owner counts."""

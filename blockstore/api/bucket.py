@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import BinaryIO, Self, cast
 
 from blockstore.api.batch import BatchChanges, commit, expected_version
+from blockstore.api.cloning import clone_of, flatten
 from blockstore.api.history import ChangeCursor, Changes, Moment, fetch_log, fetch_snapshots
 from blockstore.api.reading import Reading
 from blockstore.api.restoring import OnChanges, Plan, plan_restore, restore
@@ -226,6 +227,21 @@ class Bucket(Reading):
         return await restore(
             self._session, self._wall, plan, snapshot, dry_run=False, on_changes=on_changes, timeout=timeout
         )
+
+    async def clone(self, snapshot: Moment, name: str, *, timeout: float = OPERATION_SECONDS) -> Bucket:
+        """Make a bucket called `name` of a snapshot: with its objects, writable, under the same policy.
+        Nothing is copied, so it is instant, whatever the size; what either of the two changes, the other
+        does not see. The snapshot may be deleted afterwards, and so may this bucket. NotFound,
+        AlreadyExists."""
+        session = await clone_of(self._session, self.view.kind, snapshot, name, timeout)
+        return Bucket(session, await session.fetch_view(timeout), self._offload, self._wall)
+
+    async def flatten(self, *, timeout: float = OPERATION_SECONDS) -> VolumeView:
+        """Let a clone copy what it still has in common with what it was made of, in the background, so that
+        this need not be kept for it any more. Returns at once: `clone_of` of what this returns, and of
+        `store.buckets()`, is empty when it is done. It begins by itself when what it was made of is
+        deleted."""
+        return await flatten(self._session, timeout)
 
     async def hold_snapshot(self, name: str, *, timeout: float = OPERATION_SECONDS) -> Snapshot:
         """Let nobody delete a snapshot, nor its bucket, until it is released. May be repeated. NotFound."""

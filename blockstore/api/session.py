@@ -49,6 +49,7 @@ from blockstore.codec.messages import (
     LookupMany,
     Put,
     Restore,
+    SnapshotClone,
     SnapshotCreate,
     SnapshotDelete,
     SnapshotHold,
@@ -109,6 +110,7 @@ Op = (
     | Restore
     | SnapshotHold
     | Batch
+    | SnapshotClone
 )
 
 
@@ -282,7 +284,7 @@ class VolumeSession:
             raise unexpected(answer.message)
         return answer.message
 
-    async def change(self, op: Delete | SnapshotDelete | Restore, timeout: float) -> None:
+    async def change(self, op: Delete | SnapshotDelete | SnapshotClone | Restore, timeout: float) -> None:
         """Carry out `op`; durable when this returns."""
         answer = await self.call(op, (), self._caller.now() + timeout)
         answer.payload.release()

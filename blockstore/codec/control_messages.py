@@ -39,6 +39,8 @@ class VolumeView(_Message, frozen=True):
     policy: str
     epoch: int
     owner: NodeId
+    clone_of: str = ""  # "parent@snapshot", until it is independent
+    is_flattening: bool = False  # it becomes so
 
 
 class View(_Message, frozen=True, tag=61):
@@ -213,3 +215,12 @@ class CredentialView(_Message, frozen=True):
 
 class Credentials(_Message, frozen=True, tag=79):
     credentials: tuple[CredentialView, ...]
+
+
+class FlattenVolume(_Message, frozen=True, tag=80):
+    """A clone is to copy what it still has in common with others. Answered with `View` at once: its owner
+    does so in the background, and `VolumeView.clone_of` is empty when it is done. A volume that is no clone
+    stays what it is."""
+
+    name: str
+    request: RequestId

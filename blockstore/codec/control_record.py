@@ -132,6 +132,25 @@ class DeletedVolumeRecord(_Record, frozen=True, tag=9):
     name: str
 
 
+class Base(_Record, frozen=True):
+    """Not a record by itself: a volume whose chunks a clone may refer to, and the anchor that keeps them
+    there."""
+
+    volume: VolumeId
+    anchor: int
+
+
+class CloneRecord(_Record, frozen=True, tag=10):
+    """Key `clone/<id>`, as long as the volume may refer to chunks of others: its bases keep them until this
+    is gone."""
+
+    volume: VolumeId
+    parent: str  # name of the volume that it was made of, as it was then
+    snapshot: str
+    bases: tuple[Base, ...]  # its parent first; behind it what that was a clone of
+    flatten: bool = False  # somebody asked for it to become independent
+
+
 Record = (
     ClusterRecord
     | NodeRecord
@@ -142,6 +161,7 @@ Record = (
     | CredentialRecord
     | CounterRecord
     | DeletedVolumeRecord
+    | CloneRecord
 )
 R = TypeVar("R", bound=Record)
 

@@ -151,6 +151,35 @@ class BatchRecord(_Record, frozen=True, tag=11):
     conditions: tuple[tuple[bytes, int], ...] = ()
 
 
+class AnchorRecord(_Record, frozen=True, tag=13):
+    """A clone of this snapshot is being made: from here on no chunk is dropped, and the map keeps what the
+    snapshot sees. The record's sequence is the anchor's number."""
+
+    request: RequestId
+    settled: int
+    snapshot: str
+    clone: str
+
+
+class AnchorFixedRecord(_Record, frozen=True, tag=14):
+    """The clone is there: the anchor keeps no chunk that is opened after this. 0: none, which has ended
+    since."""
+
+    request: RequestId
+    settled: int
+    anchor: int
+
+
+class AnchorReleasedRecord(_Record, frozen=True, tag=15):
+    """The clone is gone, needs nothing here any more, or was never made."""
+
+    anchor: int
+
+
+class FlattenedRecord(_Record, frozen=True, tag=16):
+    """Nothing in the map refers to chunks of other volumes any more, and nothing will."""
+
+
 RequestRecord = (
     PutRecord
     | BatchRecord
@@ -160,10 +189,20 @@ RequestRecord = (
     | SnapshotHoldRecord
     | ChunkOpenedRecord
     | RestoreRecord
+    | AnchorRecord
+    | AnchorFixedRecord
 )
 """Asked for by a session; its result is remembered."""
 
-JournalRecord = RequestRecord | ChunkSealedRecord | ChunkDroppedRecord | EpochRecord | MovedRecord
+JournalRecord = (
+    RequestRecord
+    | ChunkSealedRecord
+    | ChunkDroppedRecord
+    | EpochRecord
+    | MovedRecord
+    | AnchorReleasedRecord
+    | FlattenedRecord
+)
 
 
 def work_of(record: JournalRecord) -> int:

@@ -200,6 +200,7 @@ class VolumeCall(_Message, frozen=True, tag=30):
         | Restore
         | SnapshotHold
         | Batch
+        | SnapshotClone
     )
 
 
@@ -320,6 +321,7 @@ class SnapshotRecord(_Message, frozen=True, tag=43):
     sequence: int
     created: float  # wall clock, seconds since 1970
     held: bool = False  # it cannot be deleted until it is released
+    keys: int = -1  # that it sees; -1: it was taken before they were counted
 
 
 class SnapshotRecords(_Message, frozen=True, tag=44):
@@ -447,6 +449,14 @@ class Batch(_Message, frozen=True, tag=55):
     conditions: tuple[tuple[bytes, int], ...] = ()  # key, and `expected` as in `Put`
 
 
+class SnapshotClone(_Message, frozen=True, tag=56):
+    """Make a new volume called `clone` of a snapshot: of the same kind, under the same policy, with what the
+    snapshot shows. Answered with `Ok`; NotFound, AlreadyExists."""
+
+    name: str
+    clone: str
+
+
 # --- bus
 
 
@@ -500,10 +510,10 @@ WireMessage = (
     | VolumeCall | Put | Delete | Written | Lookup | Found | LookupMany | FoundMany | ListKeys | KeyPage
     | SnapshotCreate | SnapshotDelete | SnapshotList | SnapshotRecord | SnapshotRecords | Grant | Granted
     | VolumeInfo | VolumeFacts | ListChanges | ChangePage | KeyHistory | KeyVersions
-    | Restore | SnapshotHold | Batch
+    | Restore | SnapshotHold | Batch | SnapshotClone
     | FetchView | View | CreateVolume | DeleteVolume | ListVolumes | Volumes | Transact | Transacted
     | JoinNode | Joined | FetchControlSnapshot | ControlSnapshot | FetchStatus | Status | FetchEvents | Events
-    | CreateCredential | RevokeCredential | ListCredentials | Credentials
+    | CreateCredential | RevokeCredential | ListCredentials | Credentials | FlattenVolume
 )  # fmt: skip
 """What a lane carries."""
 

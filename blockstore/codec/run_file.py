@@ -18,15 +18,18 @@ A version is the MessagePack array of `StoredVersion`; a key that is gone altoge
 older. A later run overrides what an earlier one says of a key. Behind the blocks stands the run's index, in
 the same frame with magic "BSX1" and the number of blocks in place of an index: MessagePack of `RunIndex`,
 enough to find the one block that may hold a key, and to know of most keys that the run has nothing of them.
-The head has the same frame with magic "BSH1" and one block. The root is MessagePack inside a record of
-control, which has its own checksums. Little endian."""
+The head has the same frame with magic "BSH1", its own format version (3) and one block. The root is
+MessagePack inside a record of control, which has its own checksums. Little endian.
+
+A clone's head names runs and chunks of other volumes. A run, and a head that was written for a clone, carries
+in its frame the volume whose chunks it lies in."""
 
 from __future__ import annotations
 
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from operator import lt
 
 import msgspec
@@ -46,6 +49,9 @@ from blockstore.errors import Corrupt, UnknownFormat
 from blockstore.ids import ChunkId, SessionId, VolumeId
 
 VERSION = 2
+HEAD_VERSION = 3
+"""Of heads and roots. Version 2 knew no clones: it is the same without the last fields."""
+HEAD_VERSIONS = (2, 3)
 _HEADER = struct.Struct("<4sHHQQII")
 _CHECKS = struct.Struct("<II")
 HEADER_BYTES = _HEADER.size + _CHECKS.size
@@ -86,10 +92,34 @@ class StoredChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     live_bytes: int
     committed: int  # of each fragment: the end of what was ever referred to
     named: int = 0  # of each fragment: how many bytes Puts have named, whatever became of the Puts
+    opened: int = 0  # sequence of the record that opened it
+
+
+class ForeignChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A chunk of another volume, to which a clone refers."""
+
+    chunk: ChunkId
+    placement: Placement
+
+
+ANCHOR_OPEN = -1
+
+
+class Anchor(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What keeps chunks for a clone: all that were opened up to sequence `until`; while the clone is being
+    made (ANCHOR_OPEN) all there are, and the map as of `at`."""
+
+    anchor: int  # its number: the sequence of the record that set it
+    at: int  # the snapshot's sequence
+    snapshot: str
+    clone: str  # name of the volume that it was set for
+    keys: int  # that the snapshot sees
+    until: int = ANCHOR_OPEN
 
 
 class RunInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A run: where it is, `n_keys` in blocks up to `index_at`, its index behind them up to `size`."""
+    """A run: where it is, `n_keys` in blocks up to `index_at`, its index behind them up to `size`. One of
+    another `volume` (0: its own) is read as of sequence `as_of`."""
 
     extents: tuple[Extent, ...]
     placements: dict[ChunkId, Placement]
@@ -97,6 +127,8 @@ class RunInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sequence: int
     n_keys: int
     index_at: int
+    volume: VolumeId = VolumeId(0)
+    as_of: int = 0
 
 
 GONE_SEQUENCE = (1 << 64) - 1
@@ -132,10 +164,17 @@ class CheckpointHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
     chunks: tuple[StoredChunk, ...]
     n_live: int = 0
     """Keys that the head sees."""
+    anchors: tuple[Anchor, ...] = ()
+    foreign: tuple[ForeignChunk, ...] = ()
+
+
+NO_JOURNAL = ChunkId(VolumeId(0), 0, 0)
+"""In place of a journal chunk: nothing of the journal is covered, all of it is replayed."""
 
 
 class Root(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Control's pointer to a checkpoint: where its head is."""
+    """Control's pointer to a checkpoint: where its head is. A clone's first head is in a chunk of another
+    `volume` (0: its own)."""
 
     version: int
     sequence: int
@@ -144,6 +183,7 @@ class Root(msgspec.Struct, frozen=True, array_like=True, gc=False):
     placements: dict[ChunkId, Placement]
     journal_chunk: ChunkId
     journal_offset: int
+    volume: VolumeId = VolumeId(0)
 
 
 RunEntry = tuple[bytes, bytes | None, tuple[bytes, ...]]
@@ -183,18 +223,25 @@ def decode_root(data: bytes) -> Root:
         root = _root_decoder.decode(data)
     except MALFORMED as error:
         raise Corrupt("A volume's root", str(error)) from error
-    if root.version != VERSION:
-        raise UnknownFormat("A volume's checkpoint", root.version, VERSION)
+    if root.version not in HEAD_VERSIONS:
+        raise UnknownFormat("A volume's checkpoint", root.version, HEAD_VERSION)
     return root
 
 
-def _frame(magic: bytes, volume: VolumeId, sequence: int, index: int, body: bytes) -> bytes:
-    head = _HEADER.pack(magic, VERSION, 0, volume, sequence, index, len(body))
+def _frame(
+    magic: bytes, volume: VolumeId, sequence: int, index: int, body: bytes, version: int = VERSION
+) -> bytes:
+    head = _HEADER.pack(magic, version, 0, volume, sequence, index, len(body))
     return head + _CHECKS.pack(crc32c(head), crc32c(body)) + body
 
 
 def _unframe(
-    magic: bytes, volume: VolumeId, sequence: int | None, index: int, view: memoryview
+    magic: bytes,
+    volume: VolumeId,
+    sequence: int | None,
+    index: int,
+    view: memoryview,
+    versions: Collection[int] = (VERSION,),
 ) -> tuple[int, memoryview]:
     """Return (sequence, body); raise unless this very block begins here, whole."""
     where = f"volume {volume}, block {index}"
@@ -204,8 +251,8 @@ def _unframe(
     head_crc, body_crc = _CHECKS.unpack_from(view, _HEADER.size)
     if found_magic != magic or crc32c(view[: _HEADER.size]) != head_crc:
         raise Corrupt("A checkpoint", f"{where}: no block begins here")
-    if version != VERSION:
-        raise UnknownFormat("A volume's checkpoint", version, VERSION)
+    if version not in versions:
+        raise UnknownFormat("A volume's checkpoint", version, max(versions))
     if (
         found_volume != volume
         or found_index != index
@@ -280,11 +327,11 @@ def unpack_u64(data: bytes) -> array[int]:
 
 
 def encode_head(volume: VolumeId, head: CheckpointHead) -> bytes:
-    return _frame(HEAD_MAGIC, volume, head.sequence, 0, _encoder.encode(head))
+    return _frame(HEAD_MAGIC, volume, head.sequence, 0, _encoder.encode(head), HEAD_VERSION)
 
 
 def decode_head(volume: VolumeId, data: memoryview) -> CheckpointHead:
-    _, body = _unframe(HEAD_MAGIC, volume, None, 0, data)
+    _, body = _unframe(HEAD_MAGIC, volume, None, 0, data, HEAD_VERSIONS)
     try:
         return _head_decoder.decode(body)
     except MALFORMED as error:

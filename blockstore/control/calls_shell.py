@@ -30,6 +30,7 @@ from blockstore.codec.messages import (
     FetchEvents,
     FetchStatus,
     FetchView,
+    FlattenVolume,
     Joined,
     JoinNode,
     ListCredentials,
@@ -53,6 +54,7 @@ from blockstore.control.events import EventLog
 from blockstore.control.group_table import parity_of
 from blockstore.control.health import Observed, assess
 from blockstore.control.replica_shell import Replica
+from blockstore.control.views import Views, is_to_flatten
 from blockstore.errors import (
     BlockStoreError,
     Busy,
@@ -85,6 +87,7 @@ ControlRequest = (
     | FetchEvents
     | CreateVolume
     | DeleteVolume
+    | FlattenVolume
     | JoinNode
     | CreateCredential
     | RevokeCredential
@@ -166,7 +169,7 @@ class Calls:
             case ListVolumes():
                 volumes = self._replica.views.volumes()
                 kinds = (volume for volume in volumes if message.kind in ("", volume.kind))
-                call.answer(Volumes(tuple(map(_volume_view, kinds))))
+                call.answer(Volumes(tuple(_volume_view(self._replica.views, one) for one in kinds)))
             case FetchStatus():
                 call.answer(self._status())
             case ListCredentials():
@@ -182,6 +185,8 @@ class Calls:
                 self._start(call, lambda: self._create_volume(call, message))
             case DeleteVolume():
                 self._start(call, lambda: self._delete_volume(call, message))
+            case FlattenVolume():
+                self._start(call, lambda: self._flatten_volume(call, message))
             case JoinNode():
                 self._start(call, lambda: self._join(call, message))
             case CreateCredential():
@@ -235,7 +240,7 @@ class Calls:
             views.revision,
             replica.leader,
             tuple(_node_view(replica, node, node.node in live) for node in views.nodes()),
-            None if volume is None else _volume_view(volume),
+            None if volume is None else _volume_view(views, volume),
         )
 
     def _status(self) -> Status:
@@ -264,7 +269,8 @@ class Calls:
             )  # fmt: skip
         return Status(
             views.cluster().name, views.revision, replica.leader, raft.term, tuple(nodes),
-            tuple(map(_volume_view, views.volumes())), health.facts, health.sentence, health.severity,
+            tuple(_volume_view(views, one) for one in views.volumes()),
+            health.facts, health.sentence, health.severity,
         )  # fmt: skip
 
     # --- changes
@@ -350,6 +356,13 @@ class Calls:
             self._surroundings.event("volume-deleted", f"Volume {message.name!r} was deleted by {call.peer}.")
         return Ok(), ()
 
+    async def _flatten_volume(self, call: IncomingCall, message: FlattenVolume) -> _Answered:
+        def build() -> Transaction | None:
+            return commands.flatten_volume(self._replica.views, name=message.name, request=message.request)
+
+        await self._change(call, message.request, build)
+        return self._view(message.name), ()
+
     async def _join(self, call: IncomingCall, message: JoinNode) -> _Answered:
         views = self._replica.views
         fingerprint = ""
@@ -412,7 +425,10 @@ def _node_view(replica: Replica, node: NodeRecord, is_live: bool) -> NodeView:
     return NodeView(node.node, node.host, node.port, node.unix, node.host_id, node.zone, is_live, disks)
 
 
-def _volume_view(volume: VolumeRecord) -> VolumeView:
+def _volume_view(views: Views, volume: VolumeRecord) -> VolumeView:
+    clone = views.clone(volume.volume)
     return VolumeView(
-        volume.volume, volume.name, volume.kind, volume.policy, volume.epoch, NodeId(volume.owner)
-    )
+        volume.volume, volume.name, volume.kind, volume.policy, volume.epoch, NodeId(volume.owner),
+        "" if clone is None else f"{clone.parent}@{clone.snapshot}",
+        clone is not None and is_to_flatten(views, clone),
+    )  # fmt: skip

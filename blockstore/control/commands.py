@@ -11,7 +11,11 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from blockstore.codec.control_record import (
+    Base,
+    CloneRecord,
     CounterRecord,
     CredentialRecord,
     DeletedVolumeRecord,
@@ -28,6 +32,7 @@ from blockstore.control.assignment import choose_owner, owner_load
 from blockstore.control.group_table import build_table, choose_policy, is_same_policy
 from blockstore.control.views import (
     Views,
+    clone_key,
     counter_key,
     credential_key,
     deleted_key,
@@ -44,6 +49,8 @@ from blockstore.placement.policy import Policy
 ROLES = ("read", "write", "admin")
 DISKS_PER_NODE_MAX = 256
 ZONE_LEVELS_MAX = 3  # room, rack, host
+BASES_MAX = 16
+"""Volumes that a clone may refer to. Each of its runs and chunks is of one of them."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _KIND = re.compile(r"[a-z]{1,16}")
@@ -64,6 +71,14 @@ class Listening:
     curve_public: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What a volume depends on, as of the revision that wrote it (0: it is no clone)."""
+
+    bases: tuple[Base, ...]
+    revision: int
+
+
 class _Draft:
     """A transaction in the making."""
 
@@ -73,9 +88,9 @@ class _Draft:
         self._puts: dict[str, bytes] = {}
         self._deletes: list[str] = []
 
-    def rely_on(self, key: str) -> None:
-        """Nothing of this holds if `key` has changed meanwhile."""
-        self._compares[key] = self._views.modified(key)
+    def rely_on(self, key: str, revision: int | None = None) -> None:
+        """Nothing of this holds if `key` has changed meanwhile, or since a revision."""
+        self._compares[key] = self._views.modified(key) if revision is None else revision
 
     def put(self, key: str, record: Record) -> None:
         self.rely_on(key)
@@ -141,8 +156,8 @@ def create_volume(
 
 
 def delete_volume(views: Views, *, name: str, request: RequestId) -> Transaction:
-    """Its record and name go at once; its chunks are garbage from then on, since ids are never used again,
-    and every node deletes its fragments of them."""
+    """Its record and name go at once; its chunks are garbage as soon as no clone may refer to them, since ids
+    are never used again, and every node deletes its fragments of them then."""
     volume = views.volume_by_name(name)
     if volume is None:
         raise NotFound(f"volume {name!r}")
@@ -150,7 +165,88 @@ def delete_volume(views: Views, *, name: str, request: RequestId) -> Transaction
     draft.rely_on(name_key(name))  # not on the record: its owner may move the journal meanwhile
     draft.delete(name_key(name))
     draft.delete(volume_key(volume.volume))
+    if views.clone(volume.volume) is not None:
+        draft.delete(clone_key(volume.volume))
     draft.put(deleted_key(volume.volume), DeletedVolumeRecord(volume.volume, name))
+    return draft.finish(request)
+
+
+# --- clones
+
+
+def check_clone(views: Views, *, parent: VolumeId, name: str) -> None:
+    """Raise what would stand in the way of a clone under this name."""
+    _check_name(name)
+    existing = views.volume_by_name(name)
+    if existing is not None:
+        raise AlreadyExists(f"{existing.kind} {name!r}")
+    record = views.clone(parent)
+    if record is not None and len(record.bases) >= BASES_MAX:
+        raise InvalidRequest(
+            f"It would be a clone of a clone, {BASES_MAX + 1} times over; flatten one of those that it is "
+            "made of first."
+        )
+
+
+def create_clone(
+    views: Views,
+    live: Collection[NodeId],
+    *,
+    parent: VolumeRecord,
+    lineage: Lineage,
+    snapshot: str,
+    anchor: int,
+    name: str,
+    root: bytes,
+    created: float,
+    request: RequestId,
+) -> Transaction:
+    """A new volume that begins at `root`, which the parent's owner wrote, and refers to what its anchor
+    keeps. It relies on the parent's record, as it is in these views: whoever owns it then has not been
+    followed by another, who would release the anchor; and on the parent's own bases, as they were when the
+    anchor was set."""
+    check_clone(views, parent=parent.volume, name=name)
+    draft = _Draft(views)
+    draft.rely_on(volume_key(parent.volume))
+    draft.rely_on(clone_key(parent.volume), lineage.revision)
+    volume = VolumeId(draft.take_ids("volume", 1)[0])
+    owner = choose_owner(views, live, None, owner_load(views))
+    draft.put(name_key(name), NameRecord(volume))
+    draft.put(
+        volume_key(volume),
+        VolumeRecord(volume, name, parent.kind, parent.policy, 1, owner, root, (), created),
+    )
+    bases = (Base(parent.volume, anchor), *lineage.bases)
+    draft.put(clone_key(volume), CloneRecord(volume, parent.name, snapshot, bases))
+    return draft.finish(request)
+
+
+def lineage_of(views: Views, volume: VolumeId) -> Lineage:
+    record = views.clone(volume)
+    return Lineage(() if record is None else record.bases, views.modified(clone_key(volume)))
+
+
+def flatten_volume(views: Views, *, name: str, request: RequestId) -> Transaction | None:
+    """It is to become independent. None: it is, or that was said before."""
+    volume = views.volume_by_name(name)
+    if volume is None:
+        raise NotFound(f"volume {name!r}")
+    record = views.clone(volume.volume)
+    if record is None or record.flatten:
+        return None
+    draft = _Draft(views)
+    draft.put(clone_key(volume.volume), replace(record, flatten=True))
+    return draft.finish(request)
+
+
+def end_clone(views: Views, *, volume: VolumeId, request: RequestId) -> Transaction | None:
+    """It is independent, says its owner, and relies on being it. None: that was said before."""
+    if views.clone(volume) is None:
+        return None
+    draft = _Draft(views)
+    draft.rely_on(volume_key(volume))
+    draft.rely_on(clone_key(volume))
+    draft.delete(clone_key(volume))
     return draft.finish(request)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from blockstore.codec.control_record import (
+    CloneRecord,
     ClusterRecord,
     CounterRecord,
     CredentialRecord,
@@ -50,6 +51,10 @@ def deleted_key(volume: VolumeId) -> str:
     return f"deleted/{volume:08d}"
 
 
+def clone_key(volume: VolumeId) -> str:
+    return f"clone/{volume:08d}"
+
+
 def name_key(name: str) -> str:
     return f"name/{name}"
 
@@ -60,6 +65,12 @@ def credential_key(name: str) -> str:
 
 def counter_key(what: str) -> str:
     return f"counter/{what}"
+
+
+def is_to_flatten(views: Views, clone: CloneRecord) -> bool:
+    """Whether it is to become independent: somebody asked for it, or a volume that it refers to was
+    deleted and takes space for it alone."""
+    return clone.flatten or any(views.deleted_volume(base.volume) is not None for base in clone.bases)
 
 
 class Views:
@@ -102,6 +113,13 @@ class Views:
         record = self._find(name_key(name), NameRecord)
         return None if record is None else self.volume(record.volume)
 
+    def clone(self, volume: VolumeId) -> CloneRecord | None:
+        """Of what it is a clone; None when it depends on no other volume."""
+        return self._find(clone_key(volume), CloneRecord)
+
+    def deleted_volume(self, volume: VolumeId) -> DeletedVolumeRecord | None:
+        return self._find(deleted_key(volume), DeletedVolumeRecord)
+
     def credential(self, name: str) -> CredentialRecord | None:
         return self._find(credential_key(name), CredentialRecord)
 
@@ -128,6 +146,19 @@ class Views:
 
     def deleted_volumes(self) -> tuple[DeletedVolumeRecord, ...]:
         return self._all("deleted/", DeletedVolumeRecord)
+
+    def clones(self) -> tuple[CloneRecord, ...]:
+        return self._all("clone/", CloneRecord)
+
+    def bases(self) -> frozenset[VolumeId]:
+        """Volumes whose chunks some clone may refer to."""
+        return frozenset(base.volume for clone in self.clones() for base in clone.bases)
+
+    def anchors_of(self, volume: VolumeId) -> frozenset[int]:
+        """Those of its anchors that some clone needs."""
+        return frozenset(
+            base.anchor for clone in self.clones() for base in clone.bases if base.volume == volume
+        )
 
     def volumes_of(self, owner: NodeId) -> tuple[VolumeRecord, ...]:
         return tuple(volume for volume in self.volumes() if volume.owner == owner)

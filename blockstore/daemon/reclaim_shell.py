@@ -4,7 +4,11 @@ That a volume is deleted is a record of control, written when its name goes and 
 was away learns it when it is back; that a volume is not there is no reason to delete anything. First the
 volume is fenced on each disk with the highest epoch there is: whoever still appends to it, an owner that has
 not heard or a client with a grant, is refused from then on, across restarts too. Then its fragments are
-deleted, a few at a time. A crash between two of them leaves the rest to the next start."""
+deleted, a few at a time. A crash between two of them leaves the rest to the next start.
+
+A volume that clones still refer to is fenced all the same, and its fragments stay until control names no
+clone of it. Since only its owner could make a new one, and it has none, or a clone of it, which is there
+itself, one that is free once is free for ever."""
 
 from __future__ import annotations
 
@@ -33,6 +37,7 @@ OnError = Callable[[BlockStoreError | None], None]
 async def reclaim(control: Control, disks: Mapping[DiskId, DiskShell]) -> None:
     """Runs for as long as the node does."""
     emptied: set[tuple[DiskId, VolumeId]] = set()
+    fenced: set[tuple[DiskId, VolumeId]] = set()
     while True:
         revision = control.revision
         due = [
@@ -41,8 +46,16 @@ async def reclaim(control: Control, disks: Mapping[DiskId, DiskShell]) -> None:
             for disk in disks
             if (disk, record.volume) not in emptied
         ]
+        needed = control.views.bases()
         n_failed = 0
         for disk, volume in due:
+            if (disk, volume) not in fenced:
+                if not await _fence(disks[disk], volume):
+                    n_failed += 1
+                    continue
+                fenced.add((disk, volume))
+            if volume in needed:
+                continue
             if await _empty(disks[disk], volume):
                 emptied.add((disk, volume))
             else:
@@ -51,8 +64,8 @@ async def reclaim(control: Control, disks: Mapping[DiskId, DiskShell]) -> None:
             await control.changed(revision)
 
 
-async def _empty(shell: DiskShell, volume: VolumeId) -> bool:
-    """Whether nothing of the volume is left on the disk."""
+async def _fence(shell: DiskShell, volume: VolumeId) -> bool:
+    """Whether nothing is written for the volume any more."""
 
     def fence(done: OnError) -> None:
         def fenced(outcome: tuple[FragmentState, ...] | BlockStoreError) -> None:
@@ -60,8 +73,11 @@ async def _empty(shell: DiskShell, volume: VolumeId) -> bool:
 
         shell.fence(volume, LAST_EPOCH, (), fenced)
 
-    if await _outcomes([fence]) != [None]:
-        return False
+    return await _outcomes([fence]) == [None]
+
+
+async def _empty(shell: DiskShell, volume: VolumeId) -> bool:
+    """Whether nothing of the volume is left on the disk."""
     chunks = shell.chunks_of(volume)
     errors: list[BlockStoreError] = []
     for first in range(0, len(chunks), DELETES_AT_ONCE):

@@ -18,14 +18,18 @@ import msgspec
 from blockstore.codec.control_record import JournalChunk
 from blockstore.codec.messages import Extent, Placement
 from blockstore.codec.run_file import (
-    VERSION,
+    HEAD_VERSION,
+    NO_JOURNAL,
+    Anchor,
     CheckpointHead,
+    ForeignChunk,
     Root,
     RunIndex,
     RunInfo,
     encode_head,
 )
 from blockstore.ids import ChunkId, VolumeId
+from blockstore.volume.chunk_table import RUN
 from blockstore.volume.memtable import Memtable
 from blockstore.volume.run_builder import RunBuilder
 from blockstore.volume.sorted_run import RUN_BLOCK_BYTES, SortedRun
@@ -133,7 +137,7 @@ class Checkpoints:
 
     def root_of(self, draft: Draft, head: Written) -> Root:
         return Root(
-            VERSION, draft.head.sequence, head.size, head.extents, head.placements,
+            HEAD_VERSION, draft.head.sequence, head.size, head.extents, head.placements,
             draft.head.journal_chunk, draft.head.journal_offset,
         )  # fmt: skip
 
@@ -154,6 +158,46 @@ class Checkpoints:
     def on_failed(self, state: VolumeState) -> None:
         """Its keys count as changed again."""
         state.map.unfreeze()
+
+
+# --- clones
+
+
+def serves_clone(state: VolumeState, root: Root | None, anchor: Anchor) -> bool:
+    """Whether the last checkpoint's runs show the map as of the snapshot, with bytes that the anchor keeps.
+    They do if it was begun after the anchor was set. An older one may say that a value is where it was
+    before it moved: it does if it has the snapshot and all chunks are there that its runs refer to."""
+    if root is None or root.sequence >= anchor.anchor:
+        return root is not None
+    return root.sequence >= anchor.at and all(
+        state.chunks.find_placement(chunk) is not None for run in state.map.runs for chunk in run.chunks
+    )
+
+
+def head_of_clone(state: VolumeState, runs: tuple[RunInfo, ...], anchor: Anchor) -> CheckpointHead:
+    """What a clone begins with: these runs, read as of the snapshot, and where the chunks are that they refer
+    to; no snapshots, sessions or journal. A run that is read as of a sequence already is of a volume that
+    this one is a clone of."""
+    volume, chunks, at = state.volume, state.chunks, anchor.at
+    own = (
+        ForeignChunk(stored.chunk, stored.placement) for stored in chunks.to_stored() if stored.purpose != RUN
+    )
+    return CheckpointHead(
+        at,
+        NO_JOURNAL,
+        0,
+        tuple(run if run.as_of else msgspec.structs.replace(run, volume=volume, as_of=at) for run in runs),
+        (),
+        (),
+        (),
+        anchor.keys,
+        foreign=(*chunks.foreign_to_stored(), *own),
+    )
+
+
+def root_of_clone(volume: VolumeId, at: int, head: Written) -> Root:
+    """`volume` is the parent, whose chunks hold the head."""
+    return Root(HEAD_VERSION, at, head.size, head.extents, head.placements, NO_JOURNAL, 0, volume)
 
 
 def _chunks_of(root: Root | None, runs: tuple[RunInfo, ...]) -> frozenset[ChunkId]:

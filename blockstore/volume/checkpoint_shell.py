@@ -5,17 +5,27 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
 from blockstore.chunk.chunk_shell import DataWriter
 from blockstore.codec.messages import Extent
-from blockstore.codec.run_file import Root, RunInfo, decode_entries, encode_root
+from blockstore.codec.run_file import Anchor, Root, RunInfo, encode_head, encode_root
 from blockstore.config import OPERATION_SECONDS
+from blockstore.errors import Busy
 from blockstore.ids import ChunkId, MiB
 from blockstore.volume.block_shell import read_blocks
-from blockstore.volume.checkpoint import Checkpoints, Merged, Written, journal_from, written_run
+from blockstore.volume.checkpoint import (
+    Checkpoints,
+    Merged,
+    Written,
+    head_of_clone,
+    journal_from,
+    root_of_clone,
+    serves_clone,
+    written_run,
+)
 from blockstore.volume.compaction import Merge, n_to_merge
 from blockstore.volume.record_shell import RecordShell
 from blockstore.volume.run_builder import RunBuilder
@@ -53,7 +63,12 @@ class Checkpointer:
         """Of runs and heads, before they are replicated."""
         self.merging = (0, 0)
         """Keys merged and to merge, in the merge under way."""
+        self.flatten_runs = False
+        """Nothing refers to chunks of other volumes: the next merge takes the runs of theirs too."""
         self._n_writing = 0
+        self._n_urgent = 0
+        self.turn = trio.Lock()
+        """Whoever writes a checkpoint has it: one at a time."""
         self._world = world
         self._control_record = control_record
         self._state = state
@@ -68,6 +83,11 @@ class Checkpointer:
 
     def needed_chunks(self) -> frozenset[ChunkId]:
         return self._core.needed_chunks()
+
+    @property
+    def n_foreign_runs(self) -> int:
+        """Runs of other volumes that the last checkpoint names."""
+        return sum(run.as_of > 0 for run in self._core.runs)
 
     @property
     def has_merged(self) -> bool:
@@ -120,8 +140,32 @@ class Checkpointer:
 
     async def _rest(self, began: float) -> None:
         """Clients come first. What took long waited for a disk, as a rule: that needs no more rest."""
-        n_times = 0 if self._is_quiet() else RESTS
+        n_times = 0 if self._is_quiet() or self._n_urgent else RESTS
         await trio.sleep(min(n_times * (self._world.clock.now() - began), REST_SECONDS_MAX))
+
+    # --- clones
+
+    async def write_base(self, anchor: Anchor, checkpoint: Callable[[], Awaitable[None]]) -> bytes:
+        """The root of a clone, with a head that is durable. `checkpoint` writes one of the state as it is
+        when it is called: if the last one does not do."""
+        core, state = self._core, self._state
+        self._n_urgent += 1
+        try:
+            if not serves_clone(state, core.root, anchor):
+                await checkpoint()
+        finally:
+            self._n_urgent -= 1
+        self._n_writing += 1
+        try:
+            async with self.turn:
+                if not serves_clone(state, core.root, anchor):
+                    raise Busy("the volume's checkpoint, with which a clone begins")
+                base = head_of_clone(state, core.runs, anchor)
+                head = Appending(self._writer, state, self._world)
+                await head.add(encode_head(state.volume, base))
+                return encode_root(root_of_clone(state.volume, base.sequence, await head.finish()))
+        finally:
+            self._n_writing -= 1
 
     # --- merging
 
@@ -129,7 +173,11 @@ class Checkpointer:
         """Merge the newest runs into one, if it is time; then the next checkpoint names it. False: it is
         not."""
         core = self._core
-        n = 0 if core.merged is not None else n_to_merge(core.runs)
+        if core.merged is not None:
+            return False
+        n = n_to_merge(core.runs)
+        if self.flatten_runs and self.n_foreign_runs:
+            n = len(core.runs)
         if not n:
             return False
         self._n_writing += 1
@@ -146,7 +194,9 @@ class Checkpointer:
         n_keys = sum(run.info.n_keys for run in inputs)
         builder = RunBuilder(state.volume, inputs[0].info.sequence, n_keys)
         for run in inputs:
-            builder.note_chunks(chunk for chunk in run.chunks if state.chunks.find(chunk) is not None)
+            builder.note_chunks(
+                chunk for chunk in run.chunks if state.chunks.find_placement(chunk) is not None
+            )
         merge = Merge(len(inputs), with_oldest=with_oldest)
         sources = [_Source(run) for run in inputs]
         output = Appending(self._merge_writer, state, world)
@@ -219,7 +269,7 @@ class _Source:
             (data,) = await read_blocks(world.reader, blocks, world.clock.now() + OPERATION_SECONDS)
             self._bodies.extend(self._run.bodies(first, last, memoryview(data)))
             self._next_block = last
-        return [entry for body in self._take() for entry in decode_entries(body)]
+        return [entry for body in self._take() for entry in self._run.entries_in(body)]
 
     def _take(self) -> Iterator[bytes]:
         for _ in range(min(BLOCKS_AT_ONCE, len(self._bodies))):

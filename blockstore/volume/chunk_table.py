@@ -4,7 +4,11 @@ to?
 Invariants: an extent may be committed only into a chunk that is in the table, below its seal; a chunk is
 never sealed below what was committed in it, and leaves the table only when it is sealed, nothing refers to
 it, and nobody can still commit a reference into it (DESIGN invariant 9: the owner alone says what is
-garbage)."""
+garbage). An anchor keeps for a clone every chunk that was opened up to a sequence: none of them is dropped,
+nor emptied, while it is there.
+
+A clone refers to chunks of other volumes too. It knows where they are and nothing else: they are sealed, or
+end where their owner says; counting, ending and dropping them is not this table's business."""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from blockstore.codec.messages import Extent, Placement
-from blockstore.codec.run_file import StoredChunk
+from blockstore.codec.run_file import ForeignChunk, StoredChunk
 from blockstore.errors import InvalidRequest, Unavailable
 from blockstore.ids import ChunkId, SessionId
 
@@ -36,6 +40,7 @@ class ChunkEntry:
     live_bytes: int = 0
     committed: int = 0  # of each fragment: the end of what was ever referred to; it is never sealed below
     named: int = 0  # of each fragment: how many bytes Puts have named, whatever became of the Puts
+    opened: int = 0  # sequence of the record that opened it
 
     @property
     def stored_bytes(self) -> int:
@@ -48,8 +53,16 @@ class ChunkEntry:
         return self.named >= self.length
 
 
+EVERY_CHUNK = 1 << 64
+"""`ChunkTable.kept_to` while a clone is being made: those that are opened yet as well."""
+
+
 class ChunkTable:
     def __init__(self) -> None:
+        self.kept_to = -1
+        """Chunks that were opened up to this sequence are kept for clones."""
+        self.foreign: dict[ChunkId, Placement] = {}
+        """Of other volumes; this one refers to them, or did."""
         self._chunks: dict[ChunkId, ChunkEntry] = {}
         self._open: dict[ChunkId, ChunkEntry] = {}
         self._dropped: deque[tuple[ChunkId, Placement]] = deque(maxlen=DROPPED_REMEMBERED)
@@ -57,14 +70,19 @@ class ChunkTable:
     def find(self, chunk: ChunkId) -> ChunkEntry | None:
         return self._chunks.get(chunk)
 
+    def find_placement(self, chunk: ChunkId) -> Placement | None:
+        """Of this volume's own chunk, or of another's that it refers to."""
+        entry = self._chunks.get(chunk)
+        return self.foreign.get(chunk) if entry is None else entry.placement
+
     def placements_of(self, extents: Iterable[Extent]) -> dict[ChunkId, Placement]:
         """Raise Unavailable when a chunk is gone: what referred to it was replaced meanwhile."""
         found: dict[ChunkId, Placement] = {}
         for extent in extents:
-            entry = self._chunks.get(extent.chunk)
-            if entry is None:
+            placement = self.find_placement(extent.chunk)
+            if placement is None:
                 raise Unavailable("The value was replaced while it was being read; read it again.")
-            found[extent.chunk] = entry.placement
+            found[extent.chunk] = placement
         return found
 
     def check_granted(self, extents: Iterable[Extent], session: SessionId) -> None:
@@ -125,6 +143,8 @@ class ChunkTable:
 
     def add_live(self, extents: Iterable[Extent]) -> None:
         for extent in extents:
+            if extent.chunk in self.foreign:
+                continue
             entry = self._chunks[extent.chunk]
             entry.live_bytes += extent.length
             entry.committed = max(entry.committed, extent.offset + extent.unit)
@@ -154,6 +174,7 @@ class ChunkTable:
             for chunk, entry in self._chunks.items()
             if entry.live_bytes <= 0
             and entry.length != OPEN
+            and entry.opened > self.kept_to
             and chunk not in needed
             and (entry.purpose != DATA or entry.is_all_named or is_gone(entry.session))
         ]
@@ -168,6 +189,7 @@ class ChunkTable:
             for chunk, entry in self._chunks.items()
             if entry.length != OPEN
             and entry.live_bytes > 0
+            and entry.opened > self.kept_to
             and chunk not in needed
             and (
                 (entry.purpose == JOURNAL and journals_too)
@@ -176,6 +198,11 @@ class ChunkTable:
             and (entry.purpose != DATA or entry.is_all_named or is_gone(entry.session))
         ]
         return sorted(found, key=lambda one: (one[1].live_bytes / one[1].stored_bytes, one[0]))
+
+    def kept_for_clones(self) -> tuple[int, int]:
+        """Chunks that are kept for clones, and how many of their bytes nothing here refers to."""
+        kept = [entry for entry in self._chunks.values() if entry.opened <= self.kept_to]
+        return len(kept), sum(max(0, entry.stored_bytes - max(entry.live_bytes, 0)) for entry in kept)
 
     def __len__(self) -> int:
         return len(self._chunks)
@@ -215,6 +242,7 @@ class ChunkTable:
                 entry.live_bytes,
                 entry.committed,
                 entry.named,
+                entry.opened,
             )
             for chunk, entry in self._chunks.items()
         )
@@ -230,5 +258,12 @@ class ChunkTable:
                 item.live_bytes,
                 item.committed,
                 item.named,
+                item.opened,
             )
             self.open_chunk(item.chunk, entry)
+
+    def foreign_to_stored(self) -> tuple[ForeignChunk, ...]:
+        return tuple(ForeignChunk(chunk, placement) for chunk, placement in self.foreign.items())
+
+    def load_foreign(self, stored: Iterable[ForeignChunk]) -> None:
+        self.foreign = {item.chunk: item.placement for item in stored}

@@ -9,12 +9,18 @@ from blockstore.volume.state import VolumeState
 
 def state_facts(state: VolumeState) -> dict[str, int]:
     runs = state.map.runs
+    n_kept, kept_bytes = state.chunks.kept_for_clones()
     return {
         "snapshots": len(state.snapshots),
         "sessions": len(state.sessions),
         "map_keys_changed": state.map.n_changed,
         "map_runs": len(runs),
         "map_keys_in_runs": sum(run.info.n_keys for run in runs),
+        "clones": len(state.anchors),
+        "kept_for_clones_chunks": n_kept,
+        "kept_for_clones_bytes": kept_bytes,
+        "foreign_chunks": len(state.chunks.foreign),
+        "foreign_runs": sum(run.info.as_of > 0 for run in runs),
         "chunks_under_protected": state.chunks.under_protected()[0],
         **state.chunks.totals(),
     }

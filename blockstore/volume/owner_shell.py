@@ -40,6 +40,7 @@ from blockstore.codec.messages import (
     ListKeys,
     Lookup,
     LookupMany,
+    SnapshotClone,
     SnapshotList,
     SnapshotRecords,
     VolumeCall,
@@ -73,7 +74,9 @@ from blockstore.volume.block_shell import BlockShell, with_blocks
 from blockstore.volume.checkpoint_shell import Checkpointer
 from blockstore.volume.chunk_places import ChunkPlaces
 from blockstore.volume.chunk_table import DATA, PACKED, RUN
+from blockstore.volume.clone_shell import CloneShell
 from blockstore.volume.facts import amplification, state_facts
+from blockstore.volume.flatten_shell import FlattenShell
 from blockstore.volume.garbage import Garbage
 from blockstore.volume.history import key_history, list_changes
 from blockstore.volume.journal import Journal
@@ -163,13 +166,18 @@ class VolumeOwner:
                 taken.runs,
                 lambda: self._journal.core.is_idle,
             )
-            self._packer = Packer(
+            self._packer = self._new_packer()
+            self._clones = CloneShell(
                 world,
-                taken.state,
-                DataWriter(world.caller, world.nodes, self._grant_packed, self._fork_rng()),
-                self._policy.k,
-                self._commit,
-                lambda: self._journal.core.is_idle,
+                self._control_record,
+                core,
+                self._checkpointer,
+                self.checkpoint,
+                self._applied,
+                self._journal.wake,
+            )
+            self._flattening = FlattenShell(
+                world, self._control_record, core, self._checkpointer, self._new_packer(), self._applied
             )
             self._checkpointer.covered_bytes = -taken.replayed_bytes
             self._checkpointer.covered_records = -taken.replayed_records
@@ -182,11 +190,19 @@ class VolumeOwner:
                 nursery.start_soon(self._merge)
                 nursery.start_soon(self._tidy)
                 nursery.start_soon(self._pack)
+                nursery.start_soon(self._clones.run)
+                nursery.start_soon(self._flattening.run)
         except* Deposed:
             log.info("owner_deposed volume=%d epoch=%d", self.record.volume, self.record.epoch)
         finally:
             self._serving = False
             self._refuse_all()
+
+    def _new_packer(self) -> Packer:
+        world = self._world
+        writer = DataWriter(world.caller, world.nodes, self._grant_packed, self._fork_rng())
+        is_quiet = lambda: self._journal.core.is_idle  # noqa: E731
+        return Packer(world, self._state, writer, self._policy.k, self._commit, is_quiet)
 
     def _refuse_all(self) -> None:
         error = self._not_owner()
@@ -233,6 +249,11 @@ class VolumeOwner:
         if isinstance(op, Grant):
             check_role(call.peer, type(op).__name__, WRITERS)
             self._grant(call, message, op)
+            return
+        if isinstance(op, SnapshotClone):
+            check_role(call.peer, type(op).__name__, WRITERS)
+            if not self._is_known(call, message):
+                self._clones.take(message, op, lambda result: _answer(call, result))
             return
         self._read(call, op, {})
 
@@ -459,9 +480,10 @@ class VolumeOwner:
         """Write one now, and let the journal begin where it ends."""
         if self._owner.applied_to is None:
             return  # it has no journal chunk yet
-        chunk, offset = self._owner.applied_to
-        journal = self._journal.core
-        await self._checkpointer.write(chunk, offset, journal.written_bytes, journal.written_records)
+        async with self._checkpointer.turn:
+            chunk, offset = self._owner.applied_to
+            journal = self._journal.core
+            await self._checkpointer.write(chunk, offset, journal.written_bytes, journal.written_records)
 
     async def _tidy(self) -> None:
         """Purge history after a snapshot's end, end idle sessions' chunks, drop chunks that nothing refers
@@ -474,7 +496,8 @@ class VolumeOwner:
     def _needed_chunks(self) -> frozenset[ChunkId]:
         """Those that nothing in the map need refer to: of the journal, of the checkpoint, being packed."""
         journal = frozenset(one.chunk for one in self._control_record.current().journal)
-        return journal | self._checkpointer.needed_chunks() | self._packer.needed_chunks()
+        packing = self._packer.needed_chunks() | self._flattening.needed_chunks()
+        return journal | self._checkpointer.needed_chunks() | packing
 
     async def _pack(self) -> None:
         """Bring the values of left behind journal chunks to their final place, and empty chunks that are
@@ -490,7 +513,7 @@ class VolumeOwner:
             if not chosen:
                 continue
             try:
-                n_moved = await self._packer.empty(chosen)
+                n_moved = await self._packer.empty(frozenset(chunk for chunk, _ in chosen))
             except BlockStoreError as error:
                 log.warning("packing_failed volume=%d why=%s", self.record.volume, error)
                 n_moved = 0
@@ -565,6 +588,7 @@ class VolumeOwner:
             "map_keys_merged": self._checkpointer.merging[0],
             "map_keys_to_merge": self._checkpointer.merging[1],
             **state_facts(self._state),
+            **self._flattening.facts(),
             **amplification(
                 self._policy,
                 self._owner,

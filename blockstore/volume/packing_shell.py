@@ -19,7 +19,7 @@ from blockstore.config import OPERATION_SECONDS
 from blockstore.errors import BlockStoreError
 from blockstore.ids import ChunkId
 from blockstore.volume.block_shell import with_blocks
-from blockstore.volume.packing import Chosen, Item, Move, Stripe, items_of, plan, records_of
+from blockstore.volume.packing import Item, Move, Stripe, items_of, plan, records_of
 from blockstore.volume.state import VolumeState
 from blockstore.volume.world import World
 
@@ -53,10 +53,9 @@ class Packer:
         """Chunks that have bytes to which nothing refers yet."""
         return frozenset(self._written)
 
-    async def empty(self, chosen: Chosen) -> int:
+    async def empty(self, chunks: frozenset[ChunkId]) -> int:
         """Move what is live in these chunks elsewhere; return how many values were moved."""
         began, moved_before = self._world.clock.now(), self.moved_values
-        chunks = frozenset(chunk for chunk, _ in chosen)
         start = b""
         while True:
             items: list[Item] = []
@@ -77,6 +76,17 @@ class Packer:
             self._state.volume, len(chunks), n_moved, self._world.clock.now() - began,
         )  # fmt: skip
         return n_moved
+
+    async def is_empty(self, chunks: frozenset[ChunkId]) -> bool:
+        """Whether no version has bytes in these chunks."""
+        start = b""
+        while True:
+            keys = self._state.map
+            look = partial(keys.placed_in, chunks, start, KEYS_AT_ONCE)
+            found, start = await with_blocks(self._world.reader, self._world.clock, keys.cache, look)
+            if found or not start:
+                return not found
+            await trio.lowlevel.checkpoint()
 
     async def _move(self, items: Sequence[Item]) -> None:
         stripes, alone = plan(items, self._k)

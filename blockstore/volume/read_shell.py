@@ -94,12 +94,12 @@ class ReadShell:
 
     def _disks_with(self, extent: Extent) -> tuple[DiskId, ...]:
         """Those that have all of the extent's bytes."""
-        entry = self._state.chunks.find(extent.chunk)
-        if entry is None:
+        placement = self._state.chunks.find_placement(extent.chunk)
+        if placement is None:
             return ()
-        if entry.placement.k == 1:
-            return entry.placement.disks
-        return () if extent.shard < 0 else (entry.placement.disks[extent.shard],)
+        if placement.k == 1:
+            return placement.disks
+        return () if extent.shard < 0 else (placement.disks[extent.shard],)
 
 
 class _Gathered:

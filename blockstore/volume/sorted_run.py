@@ -4,6 +4,9 @@ Pure: nothing here waits. Whoever needs a block that is not in the cache gets `B
 names (`block_shell.py`), and asks again. A block is read with its checksum and its place, so a cached one is
 what was written.
 
+A clone reads runs of other volumes, as of the sequence at which it was made: of each state, what was visible
+then.
+
 One key costs a look into the filter; if that says "perhaps", one block of some 4 KiB, and its decoding (10
 us). Memory: some 100 bytes for each block, 1.5 for each key."""
 
@@ -24,6 +27,8 @@ from blockstore.codec.run_file import (
     RunInfo,
     block_body,
     decode_entries,
+    decode_version,
+    stored_from,
     unpack_u64,
 )
 from blockstore.ids import ChunkId, MiB, VolumeId
@@ -120,7 +125,9 @@ class SortedRun:
         self.chunks: frozenset[ChunkId] = frozenset(index.chunks)
         self.serial = cache.new_run()
         self.n_blocks = len(index.first_keys)
-        self._volume = volume
+        self._volume = info.volume or volume
+        self._as_of = info.as_of
+        self._hidden_from = stored_from(info.as_of + 1)
         self._cache = cache
         self._first_keys = index.first_keys
         self._ends = unpack_u64(index.ends)
@@ -144,7 +151,8 @@ class SortedRun:
         entries = decode_entries(body)
         at = bisect_left(entries, key, key=_key)
         if at < len(entries) and entries[at][0] == key:
-            return entries[at][1], entries[at][2]
+            entry = self._as_seen(entries[at]) if self._as_of else entries[at]
+            return entry[1], entry[2]
         return None
 
     # --- keys in order
@@ -176,7 +184,7 @@ class SortedRun:
                 body = cache.find(serial, block)
                 if body is None:
                     raise BlocksMissing((self._ahead(block),))
-                entries = decode_entries(body)
+                entries = self.entries_in(body)
                 yield from entries[bisect_left(entries, start, key=_key) :] if is_first else entries
             is_first = False
             block += 1
@@ -186,7 +194,23 @@ class SortedRun:
         return self._newest[block] < sequence
 
     def has_history(self, block: int) -> bool:
-        return bool(self._with_history[block])
+        return bool(self._with_history[block]) and not self._as_of
+
+    def entries_in(self, body: bytes) -> list[RunEntry]:
+        """Of a block. Raise Corrupt."""
+        entries = decode_entries(body)
+        return [self._as_seen(entry) for entry in entries] if self._as_of else entries
+
+    def _as_seen(self, entry: RunEntry) -> RunEntry:
+        """The version that was visible then, alone. A key that was not there is gone, whatever older runs
+        say of it."""
+        key, newest, older = entry
+        if newest is None or (not older and newest < self._hidden_from):
+            return entry
+        for packed in (newest, *older):
+            if packed < self._hidden_from:
+                return key, packed if decode_version(packed).meta is not None else None, ()
+        return key, None, ()
 
     def _ahead(self, block: int) -> BlockRange:
         return BlockRange(self, block, min(block + READ_AHEAD_BLOCKS, self.n_blocks))

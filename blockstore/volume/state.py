@@ -13,11 +13,15 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from blockstore.codec.journal_record import (
+    AnchorFixedRecord,
+    AnchorRecord,
+    AnchorReleasedRecord,
     BatchRecord,
     ChunkDroppedRecord,
     ChunkSealedRecord,
     DeleteRecord,
     EpochRecord,
+    FlattenedRecord,
     JournalRecord,
     MovedRecord,
     PutRecord,
@@ -37,7 +41,14 @@ from blockstore.codec.messages import (
     Written,
 )
 from blockstore.codec.messages import SnapshotRecord as SnapshotAnswer
-from blockstore.codec.run_file import CheckpointHead, Result, RunInfo, StoredVersion
+from blockstore.codec.run_file import (
+    ANCHOR_OPEN,
+    Anchor,
+    CheckpointHead,
+    Result,
+    RunInfo,
+    StoredVersion,
+)
 from blockstore.errors import (
     AlreadyExists,
     BlockStoreError,
@@ -49,7 +60,7 @@ from blockstore.errors import (
     to_wire,
 )
 from blockstore.ids import ChunkId, VolumeId
-from blockstore.volume.chunk_table import ChunkEntry, ChunkTable
+from blockstore.volume.chunk_table import EVERY_CHUNK, ChunkEntry, ChunkTable
 from blockstore.volume.sessions import Sessions
 from blockstore.volume.sorted_run import SortedRun
 from blockstore.volume.versioned_map import Freed, VersionedMap, are_alike
@@ -59,6 +70,9 @@ VIEWS_MAX = 64
 
 SNAPSHOTS_MAX = 3_000
 """They are listed in one answer, which must fit a frame's header."""
+
+ANCHORS_MAX = 1_000
+"""Clones that need a volume's chunks at one time: each head lists them."""
 
 _OK = Ok()
 
@@ -73,7 +87,11 @@ class VolumeState:
         self.sessions = Sessions()
         self.chunks = ChunkTable()
         self.newest_seen = 0
+        self.anchors: dict[int, Anchor] = {}
+        self.n_foreign_restored = 0
+        """Extents in chunks of other volumes that restoring has brought to further keys."""
         self._retained: frozenset[int] = frozenset()  # sequences of the snapshots
+        self._being_cloned: frozenset[int] = frozenset()  # of those whose clones are being made
         self._views: dict[int, float] = {}  # sequences that a listing goes through, and until when
         self.history_to_purge = False  # a snapshot was deleted: versions that it alone saw are still there
 
@@ -81,7 +99,7 @@ class VolumeState:
 
     def seen_sequences(self) -> list[int]:
         """Those besides the head at which somebody may read."""
-        return sorted(self._retained.union(self._views))
+        return sorted(self._retained.union(self._views, self._being_cloned))
 
     def retains(self, at: int) -> bool:
         """Whether the state as of sequence `at` can be read: the head, a snapshot or a view."""
@@ -136,6 +154,11 @@ class VolumeState:
             self.chunks.drop(record.chunk)
         elif isinstance(record, MovedRecord):
             self._move(record)
+        elif isinstance(record, AnchorReleasedRecord):
+            self.anchors.pop(record.anchor, None)
+            self._note_anchors()
+        elif isinstance(record, FlattenedRecord):
+            self.chunks.foreign.clear()
         else:
             _check_epoch(record, self.epoch)
             self.epoch = record.epoch
@@ -157,7 +180,7 @@ class VolumeState:
                 raise AlreadyExists(f"snapshot {record.name!r}")
             if len(self.snapshots) >= SNAPSHOTS_MAX:
                 raise InvalidRequest(f"A volume keeps at most {SNAPSHOTS_MAX:,} snapshots; delete some.")
-            answer = SnapshotAnswer(record.name, sequence, record.created)
+            answer = SnapshotAnswer(record.name, sequence, record.created, keys=self.map.n_live)
             self.snapshots[record.name] = answer
             self._note_snapshots()
             return answer
@@ -176,10 +199,17 @@ class VolumeState:
             return held
         if isinstance(record, RestoreRecord):
             return self._restore(record, sequence)
-        self.chunks.open_chunk(
-            record.chunk,
-            ChunkEntry(record.placement, record.capacity, record.purpose, record.request.session),
-        )
+        if isinstance(record, AnchorRecord):
+            return self._set_anchor(record, sequence)
+        if isinstance(record, AnchorFixedRecord):
+            anchor = self.anchors.get(record.anchor)
+            if anchor is not None and anchor.until == ANCHOR_OPEN:
+                self.anchors[record.anchor] = msgspec.structs.replace(anchor, until=sequence)
+                self._note_anchors()
+            return _OK
+        session = record.request.session
+        entry = ChunkEntry(record.placement, record.capacity, record.purpose, session, opened=sequence)
+        self.chunks.open_chunk(record.chunk, entry)
         return Granted(record.chunk, record.chunk.epoch, record.placement, record.capacity)
 
     def _put(self, record: PutRecord, sequence: int, chunk: ChunkId, value_offset: int) -> Written:
@@ -248,6 +278,7 @@ class VolumeState:
                 version = StoredVersion(sequence, None)
             else:
                 self.chunks.add_live(then.extents)
+                self.n_foreign_restored += sum(extent.chunk.volume != self.volume for extent in then.extents)
                 version = StoredVersion(sequence, then.meta, then.size, then.crc, then.extents)
             self._give_back(self.map.put(target, version, self.newest_seen))
         return Written(sequence)
@@ -275,9 +306,31 @@ class VolumeState:
             raise NotFound(f"snapshot {name!r}")
         return found
 
+    # --- clones
+
+    def _set_anchor(self, record: AnchorRecord, sequence: int) -> Written:
+        snapshot = self._snapshot(record.snapshot)
+        if len(self.anchors) >= ANCHORS_MAX:
+            raise InvalidRequest(
+                f"A volume has at most {ANCHORS_MAX:,} clones that need it; delete or flatten some."
+            )
+        keys = self.map.n_live if snapshot.keys < 0 else snapshot.keys  # about: nobody counted them
+        self.anchors[sequence] = Anchor(sequence, snapshot.sequence, snapshot.name, record.clone, keys)
+        self._note_anchors()
+        return Written(sequence)
+
+    def _note_anchors(self) -> None:
+        self.chunks.kept_to = max(
+            (EVERY_CHUNK if one.until == ANCHOR_OPEN else one.until for one in self.anchors.values()),
+            default=-1,
+        )
+        self._note_snapshots()
+        self.history_to_purge = True
+
     def _note_snapshots(self) -> None:
+        self._being_cloned = frozenset(one.at for one in self.anchors.values() if one.until == ANCHOR_OPEN)
         self._retained = frozenset(snapshot.sequence for snapshot in self.snapshots.values())
-        self.newest_seen = max(self._retained.union(self._views), default=0)
+        self.newest_seen = max(self._retained.union(self._views, self._being_cloned), default=0)
 
     def purge_some(self, start: bytes, n_keys: int) -> bytes:
         """Drop what no snapshot sees, of so many keys from `start` on; return where the rest starts, b"" when
@@ -306,6 +359,8 @@ class VolumeState:
             self.sessions.to_stored(),
             self.chunks.to_stored(),
             self.map.n_live,
+            tuple(self.anchors.values()),
+            self.chunks.foreign_to_stored(),
         )
 
     def load_head(self, head: CheckpointHead, runs: Sequence[SortedRun]) -> None:
@@ -313,9 +368,11 @@ class VolumeState:
         self.map.load(runs, head.n_live)
         self.sequence = head.sequence
         self.snapshots = {snapshot.name: snapshot for snapshot in head.snapshots}
-        self._note_snapshots()
+        self.anchors = {anchor.anchor: anchor for anchor in head.anchors}
+        self._note_anchors()
         self.sessions.load(head.sessions)
         self.chunks.load(head.chunks)
+        self.chunks.load_foreign(head.foreign)
         self.epoch = max((stored.chunk.epoch for stored in head.chunks), default=0)
         self.history_to_purge = True
 

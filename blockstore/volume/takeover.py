@@ -33,7 +33,7 @@ from blockstore.codec.journal_record import (
     work_of,
 )
 from blockstore.codec.messages import Extent, FragmentState, Placement
-from blockstore.codec.run_file import Root
+from blockstore.codec.run_file import NO_JOURNAL, Root
 from blockstore.errors import Corrupt
 from blockstore.ids import ChunkId, DiskId, MiB, NodeId
 from blockstore.volume.chunk_table import OPEN
@@ -164,7 +164,7 @@ class Replay:
         self._state = state
         self._left = deque(journal)
         self._position = 0
-        if root is not None:
+        if root is not None and root.journal_chunk != NO_JOURNAL:
             while self._left and self._left[0].chunk != root.journal_chunk:
                 self._left.popleft()
             if not self._left:

@@ -163,7 +163,7 @@ def seal_members(world: World, chunk: ChunkId, disks: tuple[DiskId, ...], epoch:
 async def _load_checkpoint(world: World, state: VolumeState, root: Root) -> tuple[RunInfo, ...]:
     deadline = world.clock.now() + OPERATION_SECONDS
     data = await world.reader.read(root.extents, root.placements, 0, root.size, deadline)
-    head = decode_head(state.volume, memoryview(data))
+    head = decode_head(root.volume or state.volume, memoryview(data))
     runs = [
         await load_run(world.reader, state, run, world.clock.now() + OPERATION_SECONDS)
         for run in reversed(head.runs)
@@ -175,7 +175,8 @@ async def _load_checkpoint(world: World, state: VolumeState, root: Root) -> tupl
 async def load_run(reader: ChunkReader, state: VolumeState, info: RunInfo, deadline: float) -> SortedRun:
     """The index only: a hundredth of the run."""
     data = await reader.read(info.extents, info.placements, info.index_at, info.size, deadline)
-    return SortedRun(state.volume, info, decode_index(state.volume, info, memoryview(data)), state.map.cache)
+    index = decode_index(info.volume or state.volume, info, memoryview(data))
+    return SortedRun(state.volume, info, index, state.map.cache)
 
 
 async def _replay(world: World, replay: Replay) -> None:

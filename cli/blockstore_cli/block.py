@@ -18,6 +18,7 @@ from blockstore.api.value_source import open_file
 from blockstore.errors import InvalidRequest, NotFound, of_path
 from blockstore.ids import MiB
 from blockstore_cli.address import parse_place
+from blockstore_cli.flattening import clone_facts, flatten
 from blockstore_cli.output import answer, confirm, size, table, when
 from blockstore_cli.settings import Noun, example, settings
 from blockstore_cli.tree import regular_file
@@ -87,7 +88,12 @@ def show(name: str) -> None:
     """Say how large a device is, what it takes, and where it is served."""
     with settings().open() as store:
         found = store.block_device(name)
-        facts = {"name": found.name, "policy": found.policy, **found.facts()}
+        facts = {
+            "name": found.name,
+            "policy": found.policy,
+            **clone_facts(found, store.block_devices),
+            **found.facts(),
+        }
         snapshots = [one.name for one in found.snapshots()]
     rows = [
         (
@@ -113,6 +119,18 @@ def resize(name: str, n_bytes: int, yes: bool) -> None:
             confirm(f"Cut block device {name!r} from {size(former)} to {size(n_bytes)}", yes)
         store.block_device(name, writable=True).resize(n_bytes)
     answer({"name": name, "size_bytes": n_bytes}, f"Block device {name} has {size(n_bytes)} now.")
+
+
+@block.command("flatten", epilog=example("blockstore block flatten vm2"))
+@click.argument("name")
+@click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
+def flatten_device(name: str, no_wait: bool) -> None:
+    """Make a clone independent of the device that it was made of: it copies what it has in common with it.
+
+    It begins by itself when that device is deleted. Interrupted, it goes on in the background.
+    """
+    with settings().open() as store:
+        flatten(store.block_device(name), store.block_devices, "Block device", wait=not no_wait)
 
 
 @block.command("delete", epilog=example("blockstore block delete vm1 --yes"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from blockstore_cli.flattening import clone_facts, flatten
 from blockstore_cli.output import answer, confirm, size, table
 from blockstore_cli.settings import Noun, example, settings
 
@@ -28,8 +29,12 @@ def create(name: str, policy: str, exist_ok: bool) -> None:
 def list_buckets() -> None:
     """List the buckets."""
     with settings().open() as store:
-        found = [{"name": one.name, "policy": one.policy} for one in store.buckets()]
-    text = table(("BUCKET", "POLICY"), [(one["name"], one["policy"]) for one in found])
+        found = [
+            {"name": one.name, "policy": one.policy, "clone_of": one.clone_of} for one in store.buckets()
+        ]
+    text = table(
+        ("BUCKET", "POLICY", "CLONE OF"), [(one["name"], one["policy"], one["clone_of"]) for one in found]
+    )
     answer({"buckets": found}, text or "No buckets yet; make one with `blockstore bucket create NAME`.")
 
 
@@ -39,7 +44,9 @@ def show(name: str) -> None:
     """Say what a bucket holds and where it is served."""
     with settings().open() as store:
         found = store.bucket(name)
-        facts = {"name": found.name, "policy": found.policy, **found.facts()}
+        facts = {
+            "name": found.name, "policy": found.policy, **clone_facts(found, store.buckets), **found.facts(),
+        }  # fmt: skip
         snapshots = [one.name for one in found.snapshots()]
     rows = [
         (title.replace("_", " "), _cell(title, value))
@@ -48,6 +55,18 @@ def show(name: str) -> None:
     ]
     rows.append(("snapshots", ", ".join(snapshots) or "none"))
     answer({**facts, "snapshots": snapshots}, table(("WHAT", "VALUE"), rows))
+
+
+@bucket.command("flatten", epilog=example("blockstore bucket flatten experiment-42"))
+@click.argument("name")
+@click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
+def flatten_bucket(name: str, no_wait: bool) -> None:
+    """Make a clone independent of the bucket that it was made of: it copies what it has in common with it.
+
+    It begins by itself when that bucket is deleted. Interrupted, it goes on in the background.
+    """
+    with settings().open() as store:
+        flatten(store.bucket(name), store.buckets, "Bucket", wait=not no_wait)
 
 
 @bucket.command("delete", epilog=example("blockstore bucket delete photos --yes"))

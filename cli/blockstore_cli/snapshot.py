@@ -97,6 +97,30 @@ def rollback(target: str, yes: bool) -> None:
     tell_restored(done, ["snapshot", "rollback", f"{place.bucket}@{done.safety}"])
 
 
+@snapshot.command("clone", epilog=example("blockstore snapshot clone photos@before-cleaning experiment-42"))
+@click.argument("source", metavar="NAME@SNAPSHOT")
+@click.argument("name", metavar="NEW")
+def clone(source: str, name: str) -> None:
+    """Make a writable volume called NEW of a snapshot of a bucket or a block device, without copying
+    anything.
+
+    Neither sees what is changed in the other. The snapshot and what it is of may be deleted afterwards.
+    """
+    place = parse_place(source)
+    if not place.snapshot or place.name:
+        raise InvalidRequest(f"{source!r} is not NAME@SNAPSHOT; `blockstore snapshot list` names snapshots.")
+    with settings().open() as store:
+        if place.bucket in [one.name for one in store.block_devices()]:
+            kind, policy = "block", store.block_device(place.bucket).clone(place.snapshot, name).policy
+        else:
+            kind, policy = "bucket", store.bucket(place.bucket).clone(place.snapshot, name).policy
+    answer(
+        {"name": name, "kind": kind, "policy": policy, "clone_of": f"{place.bucket}@{place.snapshot}"},
+        f"{'Bucket' if kind == 'bucket' else 'Block device'} {name} is there, a clone of {place.bucket}@"
+        f"{place.snapshot}.",
+    )
+
+
 @snapshot.command("hold", epilog=example("blockstore snapshot hold photos paper-2026"))
 @click.argument("bucket")
 @click.argument("name")

@@ -1,5 +1,5 @@
-"""The bytes of version 1 of the journal, and of version 2 of run, index and head, as they were when it was
-made; and what the page says of them."""
+"""The bytes of version 1 of the journal, of version 2 of run and index, and of versions 2 and 3 of head and
+root, as they were when each was made; and what the page says of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from blockstore.codec import journal_record, run_file
+from blockstore.codec.checksum import crc32c
 from blockstore.codec.journal_record import (
     BatchRecord,
     DeleteRecord,
@@ -23,20 +24,27 @@ from blockstore.codec.journal_record import (
     encode_header,
     value_offsets,
 )
-from blockstore.codec.messages import Extent, KeyWrite, Placement
+from blockstore.codec.messages import Extent, KeyWrite, Placement, SnapshotRecord
 from blockstore.codec.run_file import (
     GONE_SEQUENCE,
+    HEAD_VERSION,
+    Anchor,
+    CheckpointHead,
+    ForeignChunk,
     Root,
     RunEntry,
     RunIndex,
     RunInfo,
+    StoredChunk,
     StoredVersion,
     block_body,
     decode_entries,
+    decode_head,
     decode_index,
     decode_root,
     decode_version,
     encode_block,
+    encode_head,
     encode_index,
     encode_root,
     encode_version,
@@ -209,22 +217,71 @@ def test_an_index_of_another_run_is_not_taken() -> None:
 
 def test_a_root_reads_back_and_another_version_is_refused() -> None:
     root = Root(
-        2, 12, 99, (Extent(CHUNK, 0, 99, 99, 1),), {CHUNK: Placement(1, 1, (DiskId(1), DiskId(2)))}, CHUNK, 64
+        3, 12, 99, (Extent(CHUNK, 0, 99, 99, 1),), {CHUNK: Placement(1, 1, (DiskId(1), DiskId(2)))}, CHUNK, 64
     )
     assert decode_root(encode_root(root)) == root
-    for version in (1, 3):
+    for version in (1, 4):
         with pytest.raises(UnknownFormat):
             decode_root(encode_root(msgspec.structs.replace(root, version=version)))
+
+
+@pytest.mark.parametrize(("version", "golden"), [(2, "GOLDEN_ROOT_2"), (3, "GOLDEN_ROOT_3")])
+def test_a_root_of_every_version_is_read(version: int, golden: str) -> None:
+    root = decode_root(bytes.fromhex(globals()[golden]))
+    volume = VolumeId(9 if version > 2 else 0)
+    assert root == Root(
+        version, 12, 99, (Extent(CHUNK, 0, 99, 99, 1),), {CHUNK: Placement(1, 1, (DiskId(1), DiskId(2)))},
+        CHUNK, 64, volume,
+    )  # fmt: skip
+    if version == HEAD_VERSION:
+        assert encode_root(root).hex() == globals()[golden]
+
+
+def the_head() -> CheckpointHead:
+    chunk = StoredChunk(CHUNK, Placement(1, 0, (DiskId(1),)), 64, "data", SessionId(7), 60, 50, 60, 60, 11)
+    run = RunInfo((Extent(CHUNK, 0, 9, 9, 1),), {}, 9, 8, 2, 5, VolumeId(2), 6)
+    return CheckpointHead(
+        12, CHUNK, 64, (run,), (SnapshotRecord("s", 10, 1.5, True, 3),), (), (chunk,), 2,
+        (Anchor(11, 10, "s", "c", 3, 12),),
+        (ForeignChunk(ChunkId(VolumeId(2), 1, 1), Placement(1, 0, (DiskId(1),))),),
+    )  # fmt: skip
+
+
+def test_a_head_has_the_bytes_that_it_always_had() -> None:
+    assert encode_head(VOLUME, the_head()).hex() == GOLDEN_HEAD_3
+    assert decode_head(VOLUME, memoryview(bytes.fromhex(GOLDEN_HEAD_3))) == the_head()
+
+
+def test_a_head_from_before_there_were_clones_is_read() -> None:
+    head = decode_head(VOLUME, memoryview(bytes.fromhex(GOLDEN_HEAD_2)))
+    now = the_head()
+    before = msgspec.structs.replace(
+        now,
+        runs=tuple(msgspec.structs.replace(run, volume=VolumeId(0), as_of=0) for run in now.runs),
+        snapshots=(SnapshotRecord("s", 10, 1.5, True),),
+        chunks=tuple(msgspec.structs.replace(chunk, opened=0) for chunk in now.chunks),
+        anchors=(),
+        foreign=(),
+    )
+    assert head == before
+
+
+def test_a_head_of_another_version_is_refused() -> None:
+    data = bytearray(encode_head(VOLUME, the_head()))
+    data[4] = 4
+    data[32:36] = crc32c(bytes(data[:32])).to_bytes(4, "little")
+    with pytest.raises(UnknownFormat, match="version 4"):
+        decode_head(VOLUME, memoryview(data))
 
 
 def test_the_page_says_what_the_code_does() -> None:
     page = PAGE.read_text()
     assert f"Journal, version {journal_record.VERSION}" in page
-    assert f"head, version {run_file.VERSION}" in page
+    assert f"Runs and index, version {run_file.VERSION}; head, version {run_file.HEAD_VERSION}" in page
     for magic in (run_file.RUN_MAGIC, run_file.INDEX_MAGIC, run_file.HEAD_MAGIC):
         assert f"`{magic.decode()}`" in page
     assert f"{BITS_PER_KEY} bits for each" in page
-    for struct in (RunIndex, RunInfo, run_file.CheckpointHead, Root):
+    for struct in (RunIndex, RunInfo, CheckpointHead, Root, Anchor, ForeignChunk):
         names = ", ".join(name.replace("_", " ") for name in struct.__struct_fields__)
         assert f"`[{names}]`" in page
     assert f"a header of {journal_record.HEADER_BYTES} bytes" in page
@@ -284,4 +341,17 @@ GOLDEN_INDEX = (
 VERSIONS = (
     "9509c4016d0307919593030405ccc0030307",
     "9509c4016d0307919693030405ccc0030307ff",
+)
+
+GOLDEN_ROOT_2 = "97020c6391969303040500636301ff81930304059301019201029303040540"
+GOLDEN_ROOT_3 = "98030c6391969303040500636301ff8193030405930101920102930304054009"
+GOLDEN_HEAD_2 = (
+    "425348310200000003000000000000000c000000000000000000000041000000adb21ab8f014b730980c930304"
+    "0540919691969303040500090901ff800908020591952ba1730acb3ff8000000000000c3909199930304059301"
+    "00910140a464617461073c323c3c02"
+)
+GOLDEN_HEAD_3 = (
+    "425348310300000003000000000000000c00000000000000000000005a0000007b620d67f202d7859a0c930304"
+    "0540919891969303040500090901ff8009080205020691962ba1730acb3ff8000000000000c30390919a930304"
+    "05930100910140a464617461073c323c3c0b0291960b0aa173a163030c9192930201019301009101"
 )

@@ -123,7 +123,7 @@ def _head() -> Decoder:
 def _root() -> Decoder:
     roots = values_of(run_file.Root, chance("root"), 8)
     corpus = [
-        bytes([0x97, run_file.VERSION])
+        bytes([0x98, run_file.HEAD_VERSION])
         + run_file.encode_root(root)[_version_end(run_file.encode_root(root)) :]
         for root in roots
     ]

@@ -185,13 +185,13 @@ def test_a_held_snapshot_stays_until_it_is_released(bench: Bench) -> None:
     at = bench.state.sequence
     assert why(hold(True, "other")) == "NotFound"
     for _ in range(2):
-        assert hold(True) == SnapshotAnswer("s", at, 1.0, True)
+        assert hold(True) == SnapshotAnswer("s", at, 1.0, True, 0)
         assert why(delete()) == "SnapshotHeld"
         again = VolumeState(VOLUME)
         again.load_head(bench.state.head(JOURNAL, 64, ()), ())
         assert again.snapshots == bench.state.snapshots
     for _ in range(2):
-        assert hold(False) == SnapshotAnswer("s", at, 1.0, False)
+        assert hold(False) == SnapshotAnswer("s", at, 1.0, False, 0)
     assert delete() == Ok()
     assert not bench.state.retains(at)
 
