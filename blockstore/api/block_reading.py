@@ -93,7 +93,16 @@ async def read_range(
     """The bytes [start, end) as of a sequence (0: now)."""
     if start == end:
         return b""
-    reading = _Reading(session, at, None if keeper is None else await keeper.find_map(session, timeout))
+    known = None if keeper is None else await keeper.find_map(session, timeout)
+    if known is not None and start // block.SPAN_BYTES == (end - 1) // block.SPAN_BYTES:
+        runs = known.find(block.part_of(start, end))
+        if runs is not None and len(runs) == 1:
+            [run] = runs
+            first = run.start
+            found = await session.try_extents(run.extents, run.placements, first, first + run.length, timeout)
+            if found is not None:
+                return found
+    reading = _Reading(session, at, known)
     if end - start <= READ_PIECE_BYTES:
         return await reading.read_piece(start, end, timeout)
     return b"".join(

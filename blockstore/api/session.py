@@ -14,7 +14,7 @@ numbers right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -47,6 +47,7 @@ from blockstore.codec.messages import (
     ListKeys,
     Lookup,
     LookupMany,
+    Placement,
     Put,
     Restore,
     SnapshotClone,
@@ -515,6 +516,18 @@ class VolumeSession:
         wants: list[Want] = [(want.entry.extents, want.placements, want.start, want.end) for want in wanted]
         data = await self.read_extents(wants, timeout)
         return [want.verified(value) for want, value in zip(wanted, data, strict=True)]
+
+    async def try_extents(
+        self,
+        extents: Sequence[Extent],
+        placements: Mapping[ChunkId, Placement],
+        start: int,
+        end: int,
+        timeout: float,
+    ) -> bytes | None:
+        """Bytes [start, end) of what they make up, if one node has them all and gives them at once."""
+        deadline = self._caller.now() + timeout
+        return await self._reader.try_one(extents, placements, start, end, deadline)
 
     async def read_extents(self, wanted: Sequence[Want], timeout: float) -> list[bytes]:
         """What these extents have. Fails when it is not there any more: look up where it is now."""

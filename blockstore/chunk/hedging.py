@@ -54,9 +54,13 @@ class HedgeDelay:
     def delay(self, n_bytes: int) -> float:
         return max(self._of(n_bytes).p95, HEDGE_SECONDS_MIN)
 
+    @property
+    def may_spend(self) -> bool:
+        return self._budget >= 1.0
+
     def try_spend(self) -> bool:
         """Whether one more request may be a hedge."""
-        if self._budget < 1.0:
+        if not self.may_spend:
             return False
         self._budget -= 1.0
         return True

@@ -9,8 +9,12 @@ import random
 from collections.abc import Iterable
 
 from blockstore.codec.messages import View
-from blockstore.ids import DiskId, NodeId
+from blockstore.ids import DiskId, KiB, NodeId
 from blockstore.runtime.interfaces import Address
+
+ALIKE_BYTES = 256 * KiB
+"""Nodes whose loads differ by less are alike. A client then always asks the same first: what it asks in one
+tick goes to few nodes, and one of the copies is kept in a page cache, not all."""
 
 SUSPECT_SECONDS = 1.0
 """Ten heartbeats: by then control knows whether the node is gone, and a slow disk has had its pause."""
@@ -27,6 +31,9 @@ class _Node:
         self.suspect_until = 0.0
 
 
+_SPREAD = 0x9E37_79B1
+"""2^32 divided by the golden ratio: multiples of it, modulo 2^32, look like chance."""
+
 _STRANGER = _Node()
 """Stands for the node of a disk that no view named; nothing changes it."""
 
@@ -38,6 +45,7 @@ class NodeTable:
         self._host_id = host_id
         self._nodes: dict[NodeId, _Node] = {}
         self._by_disk: dict[DiskId, _Node] = {}
+        self._taste: int | None = None  # which of nodes that are alike: another one for each client
 
     # --- what control says
 
@@ -89,13 +97,24 @@ class NodeTable:
     def in_order(
         self, members: Iterable[tuple[int, DiskId]], now: float, rng: random.Random
     ) -> list[tuple[int, DiskId]]:
-        """Members, the one to ask first at the front: sound, near, with the least to do; chance among
-        equals."""
-        by_disk, chance = self._by_disk, rng.random
-        ranked: list[tuple[bool, bool, float, tuple[int, DiskId]]] = []
-        for member in members:
-            node = by_disk.get(member[1], _STRANGER)
-            bad = node.suspect_until > now or not node.live
-            ranked.append((bad, not node.local, node.load_bytes + chance(), member))
+        """Members, the one to ask first at the front: sound, near, with the least to do; the client's taste
+        among equals."""
+        ranked = [(self._rank(member[1], now, rng), member) for member in members]
         ranked.sort()
-        return [entry[3] for entry in ranked]
+        return [entry[1] for entry in ranked]
+
+    def first_of(self, disks: Iterable[DiskId], now: float, rng: random.Random) -> DiskId:
+        """The one to ask first; 0 is none."""
+        return min([(self._rank(disk, now, rng), disk) for disk in disks if disk], default=(0, DiskId(0)))[1]
+
+    def _rank(self, disk: DiskId, now: float, rng: random.Random) -> int:
+        """The smaller, the sooner it is asked."""
+        if self._taste is None:
+            self._taste = rng.getrandbits(32)
+        node = self._by_disk.get(disk, _STRANGER)
+        liking = (disk * _SPREAD ^ self._taste) * _SPREAD & 0xFFFF_FFFF
+        if node.suspect_until > now or not node.live:
+            liking |= 1 << 62
+        if not node.local:
+            liking |= 1 << 61
+        return liking | node.load_bytes // ALIKE_BYTES << 32

@@ -15,7 +15,8 @@ from typing import Any
 from blockstore.chunk.hedging import HedgeDelay
 from blockstore.chunk.node_table import NodeTable
 from blockstore.chunk.reader import Ask, Buffer, ExtentRead, Member, extent_read
-from blockstore.chunk.striping import pieces_of
+from blockstore.chunk.striping import parts_of, pieces_of
+from blockstore.codec.checksum import crc32c
 from blockstore.codec.messages import Extent, FragmentData, FragmentRange, Placement, ReadFragments
 from blockstore.config import APPEND_BYTES_MAX, ATTEMPT_SECONDS
 from blockstore.errors import (
@@ -64,6 +65,10 @@ class ChunkReader:
     async def read_many(self, wants: Sequence[Want], deadline: float) -> list[bytes]:
         """The same for many ranges, in their order: one message for each node, as far as 4 MiB go. The first
         that fails fails all. Answers are held until the end, so memory is twice what is asked for."""
+        if len(wants) == 1:
+            found = await self.try_one(*wants[0], deadline)
+            if found is not None:
+                return [found]
         reads: list[list[ExtentRead]] = []
         for extents, placements, start, end in wants:
             of_want: list[ExtentRead] = []
@@ -83,6 +88,60 @@ class ChunkReader:
             del reads
             for payload in payloads:
                 payload.release()
+
+    async def try_one(
+        self,
+        extents: Sequence[Extent],
+        placements: Mapping[ChunkId, Placement],
+        start: int,
+        end: int,
+        deadline: float,
+    ) -> bytes | None:
+        """A range that one member has is asked of the best one, without what it takes to ask others as well.
+        None for another range, and when the answer is late or wrong: then it must be read the long way."""
+        if len(extents) != 1 or not 0 <= start < end <= extents[0].length:
+            return None
+        extent = extents[0]
+        placement = placements.get(extent.chunk)
+        if placement is None:
+            return None
+        nodes, now = self._nodes, self._caller.now()
+        if placement.k == 1:
+            disk, first = nodes.first_of(placement.disks, now, self._rng), start
+        else:
+            parts = parts_of(extent, start, end)
+            if len(parts) > 1:
+                return None
+            disk, first = placement.disks[parts[0].shard_index], parts[0].start
+        address = nodes.address_of_disk(disk)
+        if address is None or not nodes.is_sound(disk, now):
+            return None
+        n_bytes = end - start
+        patience = self._hedge.delay(n_bytes) if self._hedge.may_spend else ATTEMPT_SECONDS
+        message = ReadFragments((FragmentRange(disk, extent.chunk, extent.offset + first, n_bytes),))
+        nodes.add_load(disk, n_bytes)
+        try:
+            answer = await self._caller.call(address, message, (), min(deadline, now + patience))
+        except DeadlineExceeded:
+            self._hedge.try_spend()  # it is asked once more; who is late then is passed over for a while
+            return None
+        except BlockStoreError as error:
+            nodes.suspect(disk, now)
+            log.info("read_failed at=%s why=%s", address, error)
+            return None
+        finally:
+            nodes.add_load(disk, -n_bytes)
+        try:
+            found, view = answer.message, answer.payload.view
+            if not isinstance(found, FragmentData) or found.failed or view.nbytes != n_bytes:
+                return None
+            data = bytes(view)
+        finally:
+            answer.payload.release()
+        if crc32c(data) != (extent.crc if n_bytes == extent.length else found.crcs[0]):
+            return None
+        self._hedge.on_read(n_bytes, self._caller.now() - now)
+        return data
 
 
 def _results(reads: Iterable[ExtentRead]) -> list[Buffer]:

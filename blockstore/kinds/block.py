@@ -168,6 +168,12 @@ class Part(NamedTuple):
         )
 
 
+def part_of(start: int, end: int) -> Part:
+    """A range within one span."""
+    span, first = divmod(start, SPAN_BYTES)
+    return Part(span, first, first + end - start, start)
+
+
 def parts(start: int, end: int) -> Iterator[Part]:
     """The range, span by span."""
     while start < end:
