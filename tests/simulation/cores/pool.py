@@ -17,10 +17,9 @@ R = TypeVar("R")
 
 WORKERS = min(2, os.cpu_count() or 1)
 PART_SEEDS = 20
-"""Seeds given to a process at once: a few seconds, so that all end together."""
-SEEDS_PER_COLLECTION = 5
-"""A world is one cycle of objects, garbage as a whole when its seed is done. Python looks for such cycles
-much more often than that, which takes a sixth of the time."""
+"""Seeds given to a process at once: a few seconds, so that all end together. It ends with them, and never
+collects garbage: a world is one cycle of objects, some MiB that are garbage as a whole when its seed is done.
+Looking for such cycles takes a sixth of the time, and to take them apart a fifteenth."""
 TOLD_MAX = 20
 
 
@@ -38,34 +37,32 @@ def run_seeds(
     run: Callable[[int], R], seeds: Iterable[int], processes: int = WORKERS, until: float | None = None
 ) -> Outcome[R]:
     """`run` each, and begin none after `until` (of `time.time()`). `run` is a module's function, for
-    processes are begun anew."""
+    processes are begun anew: forked from one that has its module and runs nothing."""
     ordered = list(seeds)
     parts = [(run, ordered[at : at + PART_SEEDS], until) for at in range(0, len(ordered), PART_SEEDS)]
     outcome = Outcome[R]()
-    with multiprocessing.get_context("spawn").Pool(processes, keep_freed_memory) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([run.__module__])
+    with context.Pool(processes, _begin, maxtasksperchild=1) as pool:
         for found in pool.imap_unordered(_run_part, parts):
             outcome.merge(found)
     return outcome
 
 
-def _run_part(part: tuple[Callable[[int], R], list[int], float | None]) -> Outcome[R]:
-    run, seeds, until = part
+def _begin() -> None:
+    keep_freed_memory()
     gc.disable()
-    gc.freeze()
-    try:
-        return run_here(run, seeds, until)
-    finally:
-        gc.unfreeze()
-        gc.enable()
+
+
+def _run_part(part: tuple[Callable[[int], R], list[int], float | None]) -> Outcome[R]:
+    return run_here(*part)
 
 
 def run_here(run: Callable[[int], R], seeds: Iterable[int], until: float | None = None) -> Outcome[R]:
     outcome = Outcome[R]()
-    for n, seed in enumerate(seeds):
+    for seed in seeds:
         if until is not None and time.time() >= until:
             break
-        if n % SEEDS_PER_COLLECTION == 0:
-            gc.collect()
         try:
             outcome.reports.append(run(seed))
         except Exception as error:
