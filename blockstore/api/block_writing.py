@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from blockstore.api.block_reading import (
     fetch_size,
@@ -37,7 +37,7 @@ from blockstore.errors import (
 )
 from blockstore.ids import KiB
 from blockstore.kinds import block
-from blockstore.kinds.block import Part, Shown
+from blockstore.kinds.block import Part, Shown, WriterMark
 from blockstore.kinds.block_map import ZEROED, BlockMap, Known, State
 from blockstore.kinds.turns import Share, Turn, Turns, Wake
 
@@ -56,6 +56,12 @@ SPANS_PER_WAVE = 16
 SETTLE_ATTEMPTS_MAX = 8
 """Each that fails finds that an earlier attempt was carried out meanwhile."""
 
+HOLD_SECONDS = 5.0
+"""A writer whose writes are held waits no longer than this: whoever holds them is gone, or too slow."""
+
+HOLD_LOOK_SECONDS = 0.01
+"""Between two looks whether they still are: the hold is for some milliseconds."""
+
 MAP_SECONDS = 1.0
 """So long after it was known to be the writer, a writer believes what it remembers of the device."""
 
@@ -73,6 +79,7 @@ class Writer:
         self.turns = Turns(new_wake)
         self.map = BlockMap()
         self.confirmed = float("-inf")  # when it was certainly the writer
+        self.held: tuple[bytes, float] | None = None  # who holds its writes, and when that was first seen
         self._numbers = itertools.count(base)
         self._pid = os.getpid()
 
@@ -106,19 +113,32 @@ class Writer:
                 return None
         return self.map
 
-    async def confirm(self, session: VolumeSession, timeout: float) -> int:
-        """The present sequence of the writer's key. TakenOver."""
+    async def confirm(self, session: VolumeSession, timeout: float) -> tuple[int, bytes]:
+        """The present sequence of the writer's key, and who holds the writes. TakenOver."""
         asked_at = session.cluster.caller.now()
-        try:
-            entry = await session.fetch_entry(block.WRITER_KEY, 0, timeout)
-        except NotFound as error:
-            if not str(error.fields[0]).startswith("object "):
-                raise
-            raise self.lose(session.name) from None
-        if entry.meta != self.token:
+        sequence, mark = await fetch_mark(session, timeout)
+        if mark.token != self.token:
             raise self.lose(session.name)
-        self.learn(entry.sequence, asked_at)
-        return entry.sequence
+        self.learn(sequence, asked_at)
+        return sequence, mark.hold
+
+    async def confirm_free(self, session: VolumeSession, timeout: float) -> int:
+        """The sequence on which writes are carried out. Waits while they are held; a hold that lasts too long
+        is not heeded: what is put then ends it. TakenOver."""
+        caller = session.cluster.caller
+        while True:
+            sequence, hold = await self.confirm(session, timeout)
+            if not hold:
+                self.held = None
+                return sequence
+            now = caller.now()
+            if self.held is None or self.held[0] != hold:
+                self.held = hold, now
+            if now - self.held[1] < HOLD_SECONDS:
+                await caller.sleep(HOLD_LOOK_SECONDS)
+                continue
+            with suppress(PreconditionFailed):  # it has ended, or another of our writes has ended it
+                self.learn(await put_mark(session, WriterMark(self.token), sequence, timeout), now)
 
     def learn(self, sequence: int, asked_at: float) -> None:
         """At that time, or later, this was the writer. Sequences of its key only grow."""
@@ -343,9 +363,13 @@ class BlockWriting:
             try:
                 await session.ask(batch, Written, self._timeout, payload)
             except PreconditionFailed:
-                if writer.sequence == sequence and await writer.confirm(session, self._timeout) == sequence:
+                # Either this writer has settled something since, or its writes are held.
+                if (
+                    writer.sequence == sequence
+                    and await writer.confirm_free(session, self._timeout) == sequence
+                ):
                     raise
-                continue  # this writer has settled something since: it is still the one
+                continue
             writer.learn(sequence, asked_at)
             self._remember(changes)
             return
@@ -373,14 +397,12 @@ class BlockWriting:
         ever."""
         session, writer = self._session, self._writer
         for _ in range(SETTLE_ATTEMPTS_MAX):
-            expected = await writer.confirm(session, self._timeout)
+            expected = await writer.confirm_free(session, self._timeout)
             try:
-                written = await session.ask(
-                    Batch((KeyWrite(block.WRITER_KEY, writer.token, 0, 0, expected),)), Written, self._timeout
-                )
+                sequence = await put_mark(session, WriterMark(writer.token), expected, self._timeout)
             except PreconditionFailed:
-                continue  # an earlier attempt at the same came true before ours
-            writer.learn(written.sequence, float("-inf"))
+                continue  # an earlier attempt at the same came true before ours, or writes are held
+            writer.learn(sequence, float("-inf"))
             writer.map.clear()  # nobody reads it before the doubt is settled
             return
         raise Unavailable(
@@ -396,10 +418,26 @@ async def take_over(session: VolumeSession, new_wake: Callable[[], Wake], timeou
     rng = session.cluster.rng
     token = rng.getrandbits(64).to_bytes(8, "big")
     await fetch_size(session, 0, timeout)  # making it was finished
-    batch = Batch((KeyWrite(block.WRITER_KEY, token, 0, 0, ANY),))
-    written = await session.ask(batch, Written, timeout)
+    sequence = await put_mark(session, WriterMark(token), ANY, timeout)
     size = await fetch_size(session, 0, timeout)
-    return Writer(token, rng.getrandbits(64), written.sequence, size, new_wake)
+    return Writer(token, rng.getrandbits(64), sequence, size, new_wake)
+
+
+async def fetch_mark(session: VolumeSession, timeout: float) -> tuple[int, WriterMark]:
+    """The sequence of the writer's key, and what it says; ABSENT and no token if it was never put."""
+    try:
+        entry = await session.fetch_entry(block.WRITER_KEY, 0, timeout)
+    except NotFound as error:
+        if not str(error.fields[0]).startswith("object "):
+            raise
+        return ABSENT, WriterMark(bytes(block.TOKEN_BYTES))
+    return entry.sequence, block.decode_mark(entry.meta)
+
+
+async def put_mark(session: VolumeSession, mark: WriterMark, expected: int, timeout: float) -> int:
+    """Its sequence then. PreconditionFailed."""
+    batch = Batch((KeyWrite(block.WRITER_KEY, mark.meta, 0, 0, expected),))
+    return (await session.ask(batch, Written, timeout)).sequence
 
 
 async def make_header(session: VolumeSession, size: int, timeout: float) -> bool:

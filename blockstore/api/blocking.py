@@ -18,7 +18,7 @@ from blockstore.api import bucket as async_bucket
 from blockstore.api import reading as async_reading
 from blockstore.api import snapshot as async_snapshot
 from blockstore.api.batch import BatchChanges
-from blockstore.api.blocking_device import BlockDevice
+from blockstore.api.blocking_device import BlockDevice, DeviceSnapshot
 from blockstore.api.bridge import Bridge, ConnectedBridge, EmbeddedBridge
 from blockstore.api.history import ChangeCursor, Moment
 from blockstore.api.known_versions import KnownVersions, OnProgress, Versions, fetch_map
@@ -169,6 +169,19 @@ class Store:
     def block_devices(self, *, timeout: float = OPERATION_SECONDS) -> list[VolumeView]:
         """All of them, by name: with `name`, `policy`, `owner` and `epoch`."""
         return self._bridge.run(lambda store: store.block_devices(timeout=timeout))
+
+    def snapshot_block_devices(
+        self, names: Iterable[str], snapshot: str, *, timeout: float = OPERATION_SECONDS
+    ) -> Sequence[DeviceSnapshot]:
+        """A snapshot of that name of each of these devices, all of one instant: what was acknowledged before
+        is in them, and of writes that follow one another, to whichever device, no later one without the
+        earlier. Their writers wait meanwhile, some milliseconds a device. NotFound, AlreadyExists;
+        Unavailable when they could not all be held so long."""
+        wanted = tuple(names)
+        found = self._bridge.run(
+            lambda store: store.snapshot_block_devices(wanted, snapshot, timeout=timeout)
+        )
+        return [DeviceSnapshot(self._bridge, one.device, one.record, one.size) for one in found]
 
     def delete_block_device(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
         """Delete a block device with all its snapshots. NotFound."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,7 +13,8 @@ from typing import Self, TypeVar
 
 import trio
 
-from blockstore.api.block_device import BlockDevice, open_for_writing
+from blockstore.api.block_device import BlockDevice, DeviceSnapshot, open_for_writing
+from blockstore.api.block_holding import snapshot_together
 from blockstore.api.block_reading import fetch_size, words
 from blockstore.api.block_writing import Writer, make_header
 from blockstore.api.bucket import Bucket
@@ -44,7 +45,7 @@ from blockstore.codec.messages import (
 from blockstore.config import OPERATION_SECONDS
 from blockstore.errors import AlreadyExists, InvalidRequest, NotFound, SnapshotHeld
 from blockstore.kinds import block
-from blockstore.kinds.bucket import check_bucket_name
+from blockstore.kinds.bucket import check_bucket_name, check_snapshot_name
 from blockstore.kinds.turns import Wake
 
 KIND = "bucket"
@@ -195,6 +196,28 @@ class Store:
         """All of them, by name: with `name`, `policy`, `owner` and `epoch`."""
         volumes = (await self._control(ListVolumes(block.KIND), Volumes, timeout)).volumes
         return sorted(volumes, key=lambda volume: volume.name)
+
+    async def snapshot_block_devices(
+        self, names: Iterable[str], snapshot: str, *, timeout: float = OPERATION_SECONDS
+    ) -> list[DeviceSnapshot]:
+        """A snapshot of that name of each of these devices, all of one instant: what was acknowledged before
+        is in them, and of writes that follow one another, to whichever device, no later one without the
+        earlier. Their writers wait meanwhile, some milliseconds a device. NotFound, AlreadyExists;
+        Unavailable when they could not all be held so long."""
+        check_snapshot_name(snapshot)
+        wanted = list(dict.fromkeys(names))
+        if not wanted:
+            raise InvalidRequest("Name one block device at least.")
+        for name in wanted:
+            block.check_device_name(name)
+        sessions = [self.session(name, block.KIND) for name in wanted]
+        for session in sessions:
+            await session.fetch_view(timeout)
+        taken = await snapshot_together(sessions, snapshot, timeout)
+        return [
+            DeviceSnapshot(session, record, size)
+            for session, (record, size) in zip(sessions, taken, strict=True)
+        ]
 
     async def delete_block_device(self, name: str, *, timeout: float = OPERATION_SECONDS) -> None:
         """Delete a block device with all its snapshots. NotFound."""

@@ -5,7 +5,7 @@ written has no key at all, and reads as zeros.
 
     key            value
     h              header: MessagePack [1, size, block bytes, span bytes]
-    w              nothing; its metadata is the token of the writer
+    w              nothing; its metadata is the token of the writer, and of who holds its writes, if anybody
     b SPAN         a whole span, 1 MiB: its base
     b SPAN BLOCK   a block, 4 KiB; or nothing: the block was zeroed
 
@@ -39,6 +39,7 @@ DEVICE_BYTES_MAX: Final = 64 * TiB
 HEADER_VERSION: Final = 1
 HEADER_KEY: Final = b"h"
 WRITER_KEY: Final = b"w"
+TOKEN_BYTES: Final = 8
 SPAN_PREFIX: Final = b"b"
 SPANS_END: Final = b"c"
 
@@ -130,6 +131,23 @@ def split_key(key: bytes) -> tuple[int, int]:
     if not 5 <= len(key) <= 6 or key[:1] != SPAN_PREFIX:
         raise Corrupt("A block device's key", f"{key!r} is none")
     return int.from_bytes(key[1:5], "big"), key[5] if len(key) == 6 else -1
+
+
+class WriterMark(NamedTuple):
+    """What the writer's key says: whose writes are carried out, and who keeps them from being, if anybody."""
+
+    token: bytes
+    hold: bytes = b""
+
+    @property
+    def meta(self) -> bytes:
+        return self.token + self.hold
+
+
+def decode_mark(meta: bytes) -> WriterMark:
+    if len(meta) not in (TOKEN_BYTES, 2 * TOKEN_BYTES):
+        raise Corrupt("A block device's writer", f"it has {len(meta)} bytes")
+    return WriterMark(meta[:TOKEN_BYTES], meta[TOKEN_BYTES:])
 
 
 # --- ranges

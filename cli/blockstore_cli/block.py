@@ -249,6 +249,18 @@ def snapshot_create(device: str, name: str) -> None:
     answer({"device": device, **_snapshot_facts(made)}, f"Snapshot {device}@{name} is taken.")
 
 
+@snapshot_group.command("together", epilog=example("blockstore block snapshot together monday vm1 vm2"))
+@click.argument("name")
+@click.argument("devices", metavar="DEVICE...", nargs=-1, required=True)
+def snapshot_together(name: str, devices: tuple[str, ...]) -> None:
+    """Take snapshot NAME of several devices, all of one instant. Their writers wait for some milliseconds."""
+    with settings().open() as store:
+        made = store.snapshot_block_devices(devices, name)
+    facts = [{"device": one.device, **_snapshot_facts(one)} for one in made]
+    places = ", ".join(f"{one.device}@{name}" for one in made)
+    answer({"snapshots": facts}, f"{places}: taken, of one instant.")
+
+
 @snapshot_group.command("list", epilog=example("blockstore block snapshot list vm1"))
 @click.argument("device")
 def snapshot_list(device: str) -> None:

@@ -60,6 +60,9 @@ def test_a_device_is_made_filled_read_and_deleted(command: Command, tmp_path: Pa
         ("diff", "vm1@one", "vm1@two"),
     ):
         assert command("block", *arguments).out
+    made = command("block", "snapshot", "together", "both", "vm1", "--json").json()["snapshots"]
+    assert [(one["device"], one["name"], one["size_bytes"]) for one in made] == [("vm1", "both", 8 * MiB)]
+    command("block", "snapshot", "delete", "vm1", "both", "--yes")
     command("block", "snapshot", "delete", "vm1", "one", "--yes")
     assert command("block", "delete", "vm1", "--yes", "--json").json() == {"deleted": "vm1"}
     assert "no block device 'vm1'" in command("block", "show", "vm1", code=66).err
