@@ -52,6 +52,7 @@ class SnapshotMap:
         self.image = memoryview(image)
         self.tail, index = decode_map(self.image)
         self._cache = BlockCache(BLOCKS_BYTES_MAX)
+        self._cache.near = self._read_block
         self._map = VersionedMap(0, self._cache)
         self._map.load(
             (SortedRun(self.tail.volume, self.tail.run, index, self._cache),), self.tail.run.n_keys
@@ -117,6 +118,10 @@ class SnapshotMap:
             for extent in now.extents:
                 self._left.discard(extent.chunk)
                 self._placements[extent.chunk] = placements[extent.chunk]
+
+    def _read_block(self, run: SortedRun, block: int) -> memoryview:
+        start, end = run.span(block, block + 1)
+        return self.image[start:end]
 
     def _with_blocks(self, work: Callable[[], T]) -> T:
         held: Held = {}

@@ -278,3 +278,9 @@ class _LocalFragments:
             on_done(found if isinstance(found, BlockStoreError) else bytes(found))
 
         shell.submit_read(chunk, offset, length, read)
+
+    def read_now(self, disk: DiskId, chunk: ChunkId, offset: int, length: int) -> memoryview | None:
+        try:
+            return self._disks[disk].read_now(chunk, offset, length)
+        except BlockStoreError:
+            return None

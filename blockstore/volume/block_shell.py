@@ -14,10 +14,12 @@ from typing import TypeVar
 import trio
 
 from blockstore.chunk.read_shell import ChunkReader, Want
+from blockstore.codec.messages import Extent
 from blockstore.config import OPERATION_SECONDS
 from blockstore.errors import BlockStoreError
+from blockstore.ids import DiskId
 from blockstore.runtime.interfaces import Clock
-from blockstore.volume.sorted_run import BlockCache, BlockRange, BlocksMissing, Held
+from blockstore.volume.sorted_run import BlockCache, BlockRange, BlocksMissing, Held, SortedRun
 from blockstore.volume.world import World
 
 OnThere = Callable[[BlockStoreError | None], None]
@@ -75,18 +77,34 @@ class BlockShell:
         nearby = _Nearby(self, missing.ranges, held, on_there)
         return nearby.begin()
 
+    def read_now(self, run: SortedRun, block: int) -> memoryview | None:
+        """A block that a disk of this node has at hand. Given to the cache as its `near`."""
+        extents, start, end = run.extents_of(block, block + 1)
+        extent = extents[0]
+        disk = self._own_disk_with(run, extent) if len(extents) == 1 else None
+        if disk is None:
+            return None
+        data = self._world.local.read_now(disk, extent.chunk, extent.offset + start, end - start)
+        self.n_fetched += data is not None
+        return data
+
     def read_near(self, one: BlockRange, on_done: Callable[[bytes | BlockStoreError], None]) -> bool:
         """From a disk of this node, if it has the blocks."""
         extents, start, end = one.run.extents_of(one.first, one.last)
         extent = extents[0]
-        placement = one.run.info.placements[extent.chunk]
-        if len(extents) > 1 or placement.k > 1:
-            return False
-        disk = next((disk for disk in placement.disks if disk in self._own_disks), None)
+        disk = self._own_disk_with(one.run, extent) if len(extents) == 1 else None
         if disk is None:
             return False
         self._world.local.read(disk, extent.chunk, extent.offset + start, end - start, on_done)
         return True
+
+    def _own_disk_with(self, run: SortedRun, extent: Extent) -> DiskId | None:
+        placement = run.info.placements[extent.chunk]
+        if placement.k == 1:
+            for disk in placement.disks:
+                if disk in self._own_disks:
+                    return disk
+        return None
 
     def fetch(self, ranges: Sequence[BlockRange], held: Held, on_there: OnThere) -> None:
         """From other nodes."""

@@ -140,6 +140,7 @@ class VolumeOwner:
         try:
             taken = await take_over(world, self.record, self._control_record)
             self._state = taken.state
+            self._state.map.cache.near = self._blocks.read_now
             self._reads = ReadShell(world, taken.state, self._cache)
             journal = Journal(self._session, taken.state.sequence + 1, taken.to_seal)
             places = ChunkPlaces(self.record.volume, self.record.epoch, self._fork_rng())

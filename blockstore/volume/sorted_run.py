@@ -1,8 +1,8 @@
 """An immutable run of the map, of which only the index is in memory: its blocks are asked for when needed.
 
-Pure: nothing here waits. Whoever needs a block that is not in the cache gets `BlocksMissing`, fetches what it
-names (`block_shell.py`), and asks again. A block is read with its checksum and its place, so a cached one is
-what was written.
+Pure: nothing here waits. A block that is not in the cache is read, if that takes no waiting
+(`BlockCache.near`); else whoever needs it gets `BlocksMissing`, fetches what it names (`block_shell.py`),
+and asks again. A block is read with its checksum and its place, so a cached one is what was written.
 
 A clone reads runs of other volumes, as of the sequence at which it was made: of each state, what was visible
 then.
@@ -15,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from operator import itemgetter
 from typing import NamedTuple
@@ -31,6 +31,7 @@ from blockstore.codec.run_file import (
     stored_from,
     unpack_u64,
 )
+from blockstore.errors import Corrupt
 from blockstore.ids import ChunkId, MiB, VolumeId
 from blockstore.volume.key_filter import KeyFilter
 
@@ -68,6 +69,14 @@ class BlocksMissing(Exception):
         self.ranges = ranges
 
 
+ReadNear = Callable[["SortedRun", int], "memoryview | None"]
+"""The bytes of a block, as they stand in the run, if they can be had at once."""
+
+
+def _nothing_near(_run: SortedRun, _block: int) -> None:
+    return None
+
+
 Held = dict[tuple[int, int], bytes]
 """Bodies of blocks, by run and block."""
 
@@ -84,6 +93,8 @@ class BlockCache:
         self._bodies: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._held: Held = {}
         self._n_runs = 0
+        self.near: ReadNear = _nothing_near
+        """What to try before a block is missing."""
 
     def new_run(self) -> int:
         """A number that no other run of this cache has."""
@@ -147,13 +158,22 @@ class SortedRun:
             return None
         body = self._cache.find(self.serial, block)
         if body is None:
-            raise BlocksMissing((BlockRange(self, block, block + 1),))
+            body = self._read_near(block)
         entries = decode_entries(body)
         at = bisect_left(entries, key, key=_key)
         if at < len(entries) and entries[at][0] == key:
             entry = self._as_seen(entries[at]) if self._as_of else entries[at]
             return entry[1], entry[2]
         return None
+
+    def _read_near(self, block: int) -> bytes:
+        data = self._cache.near(self, block)
+        if data is not None:
+            with suppress(Corrupt):  # damaged here: it is fetched from elsewhere
+                body = block_body(self._volume, self.info.sequence, block, data)
+                self._cache.keep(self.serial, block, body)
+                return body
+        raise BlocksMissing((BlockRange(self, block, block + 1),))
 
     # --- keys in order
 

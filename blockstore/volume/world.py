@@ -23,6 +23,10 @@ class LocalReader(Protocol):
         """Verified bytes, or why not. `on_done` may be called before this returns."""
         ...
 
+    def read_now(self, disk: DiskId, chunk: ChunkId, offset: int, length: int) -> memoryview | None:
+        """Verified bytes, if they are here, sound, and can be had without waiting."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class World:

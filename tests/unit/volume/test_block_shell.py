@@ -68,6 +68,10 @@ class OwnDisk:
         self.n_read += 1
         on_done(Corrupt("a fragment", "rot") if self.is_damaged else self._whole[offset : offset + length])
 
+    def read_now(self, disk: DiskId, chunk: ChunkId, offset: int, length: int) -> memoryview | None:
+        self.n_read += 1
+        return None if self.is_damaged else memoryview(self._whole)[offset : offset + length]
+
 
 class Bench:
     def __init__(self, own_disks: frozenset[DiskId] = frozenset()) -> None:
@@ -165,6 +169,17 @@ async def test_what_a_disk_of_this_node_has_is_there_at_once_unless_it_is_damage
             await bench.all_told.wait()
         nursery.cancel_scope.cancel()
     assert (bench.told[1:], bench.has("damaged"), bench.nodes.rounds) == ([("damaged", None)], [2], [1])
+
+
+def test_a_block_of_this_nodes_disk_is_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(map_runs, "EXTENT_BYTES", 1_000_000)
+    bench = Bench(frozenset({DiskId(1)}))
+    data = bench.shell.read_now(bench.run, 1)
+    assert data is not None
+    assert list(bench.run.bodies(1, 2, data))
+    assert Bench().shell.read_now(bench.run, 1) is None, "not on a disk of this node"
+    bench.disk.is_damaged = True
+    assert bench.shell.read_now(bench.run, 1) is None
 
 
 async def test_what_one_cannot_have_is_missed_by_nobody_else() -> None:

@@ -52,6 +52,29 @@ def test_a_run_says_of_its_keys_what_it_was_made_of_and_nothing_of_others() -> N
     assert store.asked(lambda: find(run, b"z")) is None
 
 
+def test_a_block_at_hand_is_not_missing_and_a_damaged_one_is() -> None:
+    store = RunStore(VOLUME, 100)
+    cache = BlockCache()
+    run = store.run_of(entries(100), cache)
+    read: list[int] = []
+
+    def near(_: SortedRun, block: int) -> memoryview | None:
+        read.append(block)
+        data = store.data_of(run, block, block + 1)
+        if block == 2:
+            data = memoryview(bytes(data)[:-1] + b"?")
+        return None if block == 3 else data
+
+    cache.near = near
+    number_of = {block: int(run._first_keys[block]) for block in (1, 2, 3)}
+    for _ in range(2):
+        assert find(run, b"%06d" % number_of[1]) == entry(number_of[1])[1:]
+    for block in (2, 3):
+        with pytest.raises(BlocksMissing):
+            find(run, b"%06d" % number_of[block])
+    assert read == [1, 2, 3]
+
+
 def test_one_key_needs_one_block_and_one_that_is_not_there_mostly_none() -> None:
     store, run = made(1_000)
     with pytest.raises(BlocksMissing) as missing:
