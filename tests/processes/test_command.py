@@ -68,7 +68,9 @@ def test_buckets_are_made_listed_shown_and_deleted(command: Command) -> None:
         "name": "b1",
         "policy": "replicated(3)",
     }
-    assert {"name": "b1", "policy": "replicated(3)"} in command("bucket", "list", "--json").json()["buckets"]
+    assert {"name": "b1", "policy": "replicated(3)", "clone_of": ""} in command(
+        "bucket", "list", "--json"
+    ).json()["buckets"]
     shown = command("bucket", "show", "b1", "--json").json()
     assert (shown["name"], shown["policy"], shown["snapshots"]) == ("b1", "replicated(3)", [])
     assert "already a bucket 'b1'" in command("bucket", "create", "b1", code=73).err

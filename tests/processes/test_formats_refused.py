@@ -29,7 +29,7 @@ AT_THE_DOOR = {
 }
 OF_A_VOLUME = {
     "journal": ("blockstore.codec.journal_record", "VERSION"),
-    "checkpoint": ("blockstore.codec.run_file", "VERSION"),
+    "checkpoint": ("blockstore.codec.run_file", "HEAD_VERSION"),
     "metadata": ("blockstore.kinds.bucket", "META_VERSION"),
 }
 
