@@ -166,20 +166,18 @@ class Node(Endpoint):
         length: int,
         on_done: Callable[[bytes | BlockStoreError], None],
     ) -> None:
-        shell = self.shells[disk]
-        try:
-            data = shell.read_now(chunk, offset, length)
-        except BlockStoreError as error:
-            on_done(error)
-            return
-        if data is not None:
-            on_done(bytes(data))
-            return
+        """Of what `read_now` did not have at hand."""
 
         def read(found: memoryview | BlockStoreError) -> None:
             on_done(found if isinstance(found, BlockStoreError) else bytes(found))
 
-        shell.submit_read(chunk, offset, length, read)
+        self.shells[disk].submit_read(chunk, offset, length, read)
+
+    def read_now(self, disk: DiskId, chunk: ChunkId, offset: int, length: int) -> memoryview | None:
+        try:
+            return self.shells[disk].read_now(chunk, offset, length)
+        except BlockStoreError:
+            return None  # whoever asks for it in the usual way is told
 
     # --- control
 
