@@ -84,6 +84,10 @@ class Report:
             f"by {self.total('n_reads')} reads, all objects of {self.total('n_snapshots')} snapshots, "
             "the names listed; each after a fresh start of all daemons too."
         )
+        lines.append(
+            f"Verified: {self.total('n_device_writes')} numbered writes to two block devices, "
+            f"{self.total('n_device_snapshots')} snapshots of both, each a state that existed at one instant."
+        )
         problems = self.problems
         lines += [f"VIOLATION: {problem}" for problem in problems[:VIOLATIONS_SHOWN]]
         if len(problems) > VIOLATIONS_SHOWN:

@@ -17,6 +17,7 @@ from blockstore.ids import NodeId
 from chaos.cluster import Site
 from chaos.faults import Faults
 from chaos.history import History
+from chaos.numbering import NumberingClients
 from chaos.schedule import SIGNAL_KINDS, Aim, Fault, Step
 from chaos.workload import Gaps, Load, Workload
 
@@ -57,6 +58,8 @@ class Verdict:
     n_reads: int = 0
     n_bytes: int = 0
     n_snapshots: int = 0
+    n_device_writes: int = 0
+    n_device_snapshots: int = 0
     n_kills: int = 0
     n_flips: int = 0
     seconds: float = 0.0
@@ -116,19 +119,22 @@ class _Run:
             bucket = await self._store.create_bucket(name, policy=policy)
             history = self._histories[name] = History(self._seed)
             self._workloads[name] = Workload(bucket, history, Gaps(), self._seed, load)
+        numbering = await NumberingClients.create(self._store, self._seed, load)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(numbering.run)
             for workload in self._workloads.values():
                 nursery.start_soon(workload.run)
             for number, step in enumerate(steps):
-                await self._strike(number, step)
+                await self._strike(number, step, numbering)
                 if self._count_violations() > len(self._verdict.violations):
                     self._tell("   stopped here: something is wrong already")
                     break
             for workload in self._workloads.values():
                 workload.stop()
-        await self._judge()
+            numbering.stop()
+        await self._judge(numbering)
 
-    async def _judge(self) -> None:
+    async def _judge(self, numbering: NumberingClients) -> None:
         self._tell("All faults are over; the daemons start afresh, and all is read back from the disks.")
         await self._faults.kill_all()
         await self._until_whole()
@@ -140,9 +146,16 @@ class _Run:
             self._verdict.n_reads += history.n_reads
             self._verdict.n_bytes += history.n_bytes
             self._verdict.n_snapshots += workload.n_snapshots
+        try:
+            await numbering.verify()
+        except BlockStoreError as error:
+            self._violate(f"reading the devices failed: {error!r}")
+        self._verdict.violations += numbering.violations
+        self._verdict.n_device_writes = numbering.numbering.acknowledged
+        self._verdict.n_device_snapshots = numbering.n_snapshots
         self._verdict.n_kills, self._verdict.n_flips = self._faults.n_kills, self._faults.n_flips
 
-    async def _strike(self, number: int, step: Step) -> None:
+    async def _strike(self, number: int, step: Step, numbering: NumberingClients) -> None:
         await trio.sleep(step.pause)
         for workload in self._workloads.values():
             await workload.snapshot(f"before-{number}")
@@ -154,6 +167,7 @@ class _Run:
                 nursery.start_soon(self._faults.strike, target.fault, target.node)
             for workload in self._workloads.values():
                 nursery.start_soon(workload.snapshot, f"during-{number}")
+            nursery.start_soon(numbering.snapshot, f"during-{number}")
         await self._faults.start_the_fallen()
         await self._until_whole()
         gaps = {name: workload.gaps.longest_now() for name, workload in self._workloads.items()}

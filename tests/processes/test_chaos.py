@@ -46,6 +46,8 @@ async def test_twenty_kills_under_load_lose_nothing_and_make_nothing_up(
     assert verdict.n_writes >= 500
     assert verdict.n_reads >= 1_000
     assert verdict.n_snapshots == 2 * 2 * len(steps)  # of two buckets, before and during each step
+    assert verdict.n_device_writes >= 300
+    assert verdict.n_device_snapshots == len(steps)
     assert report.longest_gap_together() < CALL_SECONDS_MAX
     with capsys.disabled():
         print(
