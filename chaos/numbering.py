@@ -76,7 +76,8 @@ class Numbering:
         for place, number in last.items():
             value = value_of(self._seed, number)
             expected[place.device][place.offset : place.offset + place.length] = value
-        for device, (image, wanted) in enumerate(zip(images, expected, strict=True)):
+        for device, image in enumerate(images):
+            wanted = bytes(expected[device])
             if image != wanted:
                 at = next(at for at in range(len(wanted)) if image[at] != wanted[at])
                 block = at // BLOCK_BYTES * BLOCK_BYTES
