@@ -26,15 +26,16 @@ from blockstore.daemon.doors import Admission, Doors, NodeBus
 from blockstore.daemon.node_directory import CONTROL, NodeFile
 from blockstore.daemon.reclaim_shell import reclaim
 from blockstore.errors import BlockStoreError, InvalidRequest, PermissionDenied, ProtocolViolation
-from blockstore.ids import ChunkId, DiskId, NodeId
+from blockstore.ids import DiskId, NodeId
 from blockstore.node.disk_shell import DiskShell, open_disk_shell
+from blockstore.node.local_fragments import LocalFragments
 from blockstore.node.server_shell import FragmentServer
 from blockstore.runtime.interfaces import Address, BusPeer, IncomingCall, Message, Peer
 from blockstore.runtime.tls import fingerprint_of
 from blockstore.runtime.trio_caller import TrioCaller
 from blockstore.version import RELEASE
 from blockstore.volume.host_shell import VolumeHost
-from blockstore.volume.world import OnRead, World
+from blockstore.volume.world import World
 
 log = logging.getLogger("blockstore.daemon")
 
@@ -114,7 +115,7 @@ class Node:
                 caller,
                 nodes,
                 reader,
-                _LocalFragments(self.disks),
+                LocalFragments(self.disks),
             )
         )
         nursery = await enter(trio.open_nursery())
@@ -255,32 +256,3 @@ class Node:
     async def _own_volumes(self) -> None:
         await self.control.started()
         await self.host.run()
-
-
-class _LocalFragments:
-    """`volume.world.LocalReader` over this node's disks."""
-
-    def __init__(self, disks: dict[DiskId, DiskShell]) -> None:
-        self._disks = disks
-
-    def read(self, disk: DiskId, chunk: ChunkId, offset: int, length: int, on_done: OnRead) -> None:
-        shell = self._disks[disk]
-        try:
-            data = shell.read_now(chunk, offset, length)
-        except BlockStoreError as error:
-            on_done(error)
-            return
-        if data is not None:
-            on_done(bytes(data))
-            return
-
-        def read(found: memoryview | BlockStoreError) -> None:
-            on_done(found if isinstance(found, BlockStoreError) else bytes(found))
-
-        shell.submit_read(chunk, offset, length, read)
-
-    def read_now(self, disk: DiskId, chunk: ChunkId, offset: int, length: int) -> memoryview | None:
-        try:
-            return self._disks[disk].read_now(chunk, offset, length)
-        except BlockStoreError:
-            return None

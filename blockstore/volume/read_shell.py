@@ -83,13 +83,6 @@ class ReadShell:
             on_value(None)
             return
 
-        at_hand = self._world.local.read_now(near, extent.chunk, extent.offset, extent.length)
-        if at_hand is not None:
-            value = bytes(at_hand)
-            self._cache.keep(extent.chunk, extent.offset, value, extent.shard)
-            on_value(value)
-            return
-
         def read(data: bytes | BlockStoreError) -> None:
             if isinstance(data, bytes):
                 self._cache.keep(extent.chunk, extent.offset, data, extent.shard)

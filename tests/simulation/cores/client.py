@@ -4,6 +4,8 @@ history."""
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from blockstore.api.cluster import ClusterSession
@@ -11,11 +13,14 @@ from blockstore.api.session import VolumeSession
 from blockstore.codec.messages import (
     ABSENT,
     ANY,
+    Batch,
     Delete,
     Entry,
     KeyPage,
+    KeyWrite,
     ListKeys,
     Put,
+    Restore,
     SnapshotCreate,
     SnapshotDelete,
     SnapshotRecord,
@@ -31,7 +36,7 @@ from blockstore.errors import (
 )
 from blockstore.runtime.interfaces import Address, Buffer, Peer
 from tests.simulation.cores.control import address_of
-from tests.simulation.cores.history import Read, Snapshot, SnapshotRead, Write
+from tests.simulation.cores.history import Read, Snapshot, SnapshotRead, Write, show
 from tests.simulation.cores.network import Endpoint, Incoming, SimCaller
 
 if TYPE_CHECKING:
@@ -40,7 +45,11 @@ if TYPE_CHECKING:
 REWRITES_MAX = 3
 KINDS = (
     "put", "large", "create", "replace", "delete", "get", "list", "many", "snapshot", "look", "unsnap",
+    "batch", "restore", "pages",
 )  # fmt: skip
+BATCH_KEYS_MAX = 4
+RESTORED = b"restored-"
+"""What names of restored keys begin with: each is used once."""
 
 
 class Source:
@@ -102,23 +111,7 @@ class Client(Endpoint):
     async def one_operation(self) -> None:
         rng, settings = self.rng, self.world.settings
         key = rng.choice(settings.keys)
-        kind = rng.choices(
-            (
-                "put",
-                "large",
-                "create",
-                "replace",
-                "delete",
-                "get",
-                "list",
-                "many",
-                "snapshot",
-                "look",
-                "unsnap",
-            ),
-            settings.mix,
-        )[0]
-        match kind:
+        match rng.choices(KINDS, settings.mix)[0]:
             case "put":
                 await self.put(key, ANY, large=False)
             case "large":
@@ -141,6 +134,12 @@ class Client(Endpoint):
                 await self.take_snapshot()
             case "look":
                 await self.look_at_snapshot()
+            case "batch":
+                await self.change_together()
+            case "restore":
+                await self.restore()
+            case "pages":
+                await self.list_in_pages()
             case _:
                 await self.delete_snapshot()
 
@@ -219,6 +218,41 @@ class Client(Endpoint):
             self.say("delete {} (sequence {})", key, written.sequence)
         self._done()
 
+    async def change_together(self) -> None:
+        """Some keys in one batch."""
+        rng = self.rng
+        keys = rng.sample(self.world.settings.keys, min(BATCH_KEYS_MAX, len(self.world.settings.keys)))
+        batch = self.history.new_batch()
+        writes: list[Write] = []
+        changes: list[KeyWrite] = []
+        values: list[bytes] = []
+        for key in keys[: rng.randint(1, len(keys))]:
+            value = None if rng.random() < 0.2 else self._value(large=False)
+            expected = ABSENT if value is not None and rng.random() < 0.1 else ANY
+            writes.append(Write(key, value, self.schedule.now, expected=expected, batch=batch))
+            changes.append(
+                KeyWrite(key, None, 0, 0, expected)
+                if value is None
+                else KeyWrite(key, b"", len(value), self.world.crc32c(value), expected)
+            )
+            values += () if value is None else (value,)
+        self.history.writes += writes
+        said = ", ".join(f"{write.key!r} = {show(write.value)}" for write in writes)
+        try:
+            written = await self.session.ask(Batch(tuple(changes)), Written, self._timeout, values)
+        except (NotFound, PreconditionFailed) as error:
+            self.say("together {}: {}", said, error)
+            self.history.forget(writes)
+            self._done()
+            return
+        except BlockStoreError as error:
+            self.say("together {}: outcome unknown ({})", said, type(error).__name__)
+            return
+        for write in writes:
+            write.end, write.sequence = self.schedule.now, written.sequence
+        self.say("together {} (sequence {})", said, written.sequence)
+        self._done()
+
     async def get(self, key: bytes) -> int:
         """The sequence of what is there; 0 when there is nothing, or it could not be read."""
         start = self.schedule.now
@@ -263,8 +297,39 @@ class Client(Endpoint):
             entry = listed.pop(key, None)
             value = None if entry is None else self._value_of(key, entry)
             self.history.reads.append(Read(key, value, start, end))
-        assert not listed, f"keys were listed that nobody wrote: {sorted(listed)}"
+        self._check_known(listed)
         self._done()
+
+    async def list_in_pages(self) -> None:
+        """Of one instant, which was while the first page was asked for; or the owner changed, and that is
+        told."""
+        keys = self.world.settings.keys
+        n = self.rng.randint(1, max(1, len(keys) // 2))
+        start = self.schedule.now
+        listed: dict[bytes, Entry] = {}
+        try:
+            page = await self.session.ask(ListKeys(limit=n), KeyPage, self._timeout)
+            end = self.schedule.now
+            listed.update((entry.key, entry) for entry in page.entries)
+            while page.more:
+                op = ListKeys(limit=n, at=page.at, start=page.next)
+                page = await self.session.ask(op, KeyPage, self._timeout)
+                listed.update((entry.key, entry) for entry in page.entries)
+        except NotFound:
+            return
+        except BlockStoreError as error:
+            self.world.on_read_failed(self, b"pages", error)
+            return
+        for key in keys:
+            entry = listed.pop(key, None)
+            value = None if entry is None else self._value_of(key, entry)
+            self.history.reads.append(Read(key, value, start, end))
+        self._check_known(listed)
+        self._done()
+
+    def _check_known(self, listed: Iterable[bytes]) -> None:
+        unknown = [key for key in listed if not key.startswith(RESTORED)]
+        assert not unknown, f"keys were listed that nobody wrote: {sorted(unknown)}"
 
     def _value_of(self, key: bytes, entry: Entry) -> bytes:
         """The value that was written with the listed checksum."""
@@ -318,6 +383,32 @@ class Client(Endpoint):
         self.history.snapshot_reads.append(SnapshotRead(snapshot.name, key, value))
         self._done()
         return True
+
+    async def restore(self) -> None:
+        """A key as a snapshot shows it, under a name of its own: what is there then, the snapshot showed."""
+        live = self.world.live_snapshots[self.volume]
+        if not live:
+            return
+        snapshot = self.rng.choice(list(live.values()))
+        key = self.rng.choice(self.world.settings.keys)
+        self._n_values += 1
+        target = RESTORED + b"%d-%d-%d" % (self.number, self.life, self._n_values)
+        value: bytes | None = None
+        try:
+            await self.session.change(Restore((key,), snapshot.sequence, (target,)), self._timeout)
+            with suppress(NotFound):
+                _, value = await self.session.fetch(target, 0, 0, -1, self._timeout)
+                await self.session.change(Delete(target), self._timeout)
+        except NotFound:
+            assert snapshot.name not in live, f"snapshot {snapshot.name} is gone, which nobody deleted"
+            return
+        except BlockStoreError as error:
+            self.say("restoring {} of {}: {}", key, snapshot.name, type(error).__name__)
+            if value is None:
+                return
+        self.history.snapshot_reads.append(SnapshotRead(snapshot.name, key, value))
+        self.say("{} restored from {} is {}", key, snapshot.name, show(value))
+        self._done()
 
     async def delete_snapshot(self) -> None:
         live = self.world.live_snapshots[self.volume]

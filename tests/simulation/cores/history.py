@@ -30,6 +30,7 @@ class Write:
     end: float = NEVER
     sequence: int = 0  # that the store gave it; 0 where that is not known
     expected: int = -1  # sequence that the version before it must have had; -1: none asked for
+    batch: int = 0  # those of one batch become true together, or none does
 
     @property
     def is_certain(self) -> bool:
@@ -66,8 +67,18 @@ class History:
     snapshots: list[Snapshot] = field(default_factory=list[Snapshot])
     snapshot_reads: list[SnapshotRead] = field(default_factory=list[SnapshotRead])
     n_acknowledged: int = 0
+    n_batches: int = 0
+
+    def new_batch(self) -> int:
+        self.n_batches += 1
+        return self.n_batches
+
+    def forget(self, writes: Sequence[Write]) -> None:
+        """They were refused."""
+        self.writes = [write for write in self.writes if write not in writes]
 
     def check(self) -> None:
+        settle_batches(self.writes, self.reads)
         by_key: dict[bytes, tuple[list[Write], list[Read]]] = {}
         for write in self.writes:
             by_key.setdefault(write.key, ([], []))[0].append(write)
@@ -78,6 +89,26 @@ class History:
         check_order(self.writes)
         check_expectations(self.writes)
         check_snapshots(self.writes, self.snapshots, self.snapshot_reads)
+
+
+def settle_batches(writes: Iterable[Write], reads: Iterable[Read]) -> None:
+    """Of a batch whose outcome its client does not know, and of which a value was read, all was true by
+    then."""
+    batches: dict[int, list[Write]] = {}
+    for write in writes:
+        if write.batch and not write.is_certain:
+            batches.setdefault(write.batch, []).append(write)
+    by_value: dict[tuple[bytes, bytes | None], int] = {
+        (write.key, write.value): write.batch
+        for of_batch in batches.values()
+        for write in of_batch
+        if write.value is not None
+    }
+    for read in reads:
+        batch = by_value.get((read.key, read.value))
+        if batch is not None:
+            for write in batches[batch]:
+                write.end = min(write.end, read.end)
 
 
 # --- one key
@@ -173,11 +204,11 @@ def check_order(writes: Iterable[Write]) -> None:
     """Sequences are unique, and what ended before another began has the smaller one."""
     known = sorted((write for write in writes if write.sequence), key=lambda write: write.sequence)
     latest_start = -NEVER
-    last = 0
+    last = batch = 0
     for write in known:
-        if write.sequence == last:
+        if write.sequence == last and not (write.batch and write.batch == batch):
             raise Violation(f"sequence {last} was given twice, the second time to {show(write.value)}")
-        last = write.sequence
+        last, batch = write.sequence, write.batch
         if write.end < latest_start:
             raise Violation(
                 f"{write.key!r} = {show(write.value)} ended at {write.end:.4f} with sequence "

@@ -4,7 +4,6 @@ owns."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from blockstore.chunk.chunk_shell import NodeTable
@@ -14,8 +13,9 @@ from blockstore.config import OPERATION_SECONDS
 from blockstore.control.assignment import Move
 from blockstore.control.views import volume_key
 from blockstore.errors import BlockStoreError, InvalidRequest, NotFound, NotOwner
-from blockstore.ids import ChunkId, DiskId, NodeId, RequestId, SessionId, VolumeId
+from blockstore.ids import DiskId, NodeId, RequestId, SessionId, VolumeId
 from blockstore.node.disk_shell import DiskShell, format_disk
+from blockstore.node.local_fragments import LocalFragments
 from blockstore.node.server_shell import FragmentServer
 from blockstore.runtime.interfaces import Peer
 from blockstore.volume.hosting import Hosting
@@ -155,29 +155,8 @@ class Node(Endpoint):
         return suspect, tuple(disk for disk, model in self.disks.items() if model.is_full)
 
     @property
-    def local(self) -> Node:
-        return self
-
-    def read(
-        self,
-        disk: DiskId,
-        chunk: ChunkId,
-        offset: int,
-        length: int,
-        on_done: Callable[[bytes | BlockStoreError], None],
-    ) -> None:
-        """Of what `read_now` did not have at hand."""
-
-        def read(found: memoryview | BlockStoreError) -> None:
-            on_done(found if isinstance(found, BlockStoreError) else bytes(found))
-
-        self.shells[disk].submit_read(chunk, offset, length, read)
-
-    def read_now(self, disk: DiskId, chunk: ChunkId, offset: int, length: int) -> memoryview | None:
-        try:
-            return self.shells[disk].read_now(chunk, offset, length)
-        except BlockStoreError:
-            return None  # whoever asks for it in the usual way is told
+    def local(self) -> LocalFragments:
+        return LocalFragments(self.shells)
 
     # --- control
 

@@ -110,6 +110,36 @@ def test_what_cannot_be_is_found(name: str) -> None:
         check_key(K, writes, reads)
 
 
+def test_a_batch_is_true_as_a_whole() -> None:
+    history = History()
+    batch = history.new_batch()
+    history.writes = [
+        Write(b"x", b"1", 1, 2),
+        Write(b"y", b"2", 1, 2),
+        Write(b"x", b"3", 3, batch=batch),
+        Write(b"y", b"4", 3, batch=batch),
+    ]
+    history.reads = [Read(b"y", b"2", 4, 5), Read(b"x", b"3", 6, 7), Read(b"y", b"4", 8, 9)]
+    history.check()
+    history.reads.append(Read(b"y", b"2", 10, 11))
+    with pytest.raises(Violation):
+        history.check()
+
+
+def test_half_of_a_batch_is_found() -> None:
+    history = History()
+    batch = history.new_batch()
+    history.writes = [
+        Write(b"x", b"1", 1, 2),
+        Write(b"y", b"2", 1, 2),
+        Write(b"x", b"3", 3, batch=batch),
+        Write(b"y", None, 3, batch=batch),
+    ]
+    history.reads = [Read(b"x", b"3", 4, 5), Read(b"y", b"2", 6, 7)]
+    with pytest.raises(Violation):
+        history.check()
+
+
 def test_sequences_follow_time() -> None:
     check_order([write(b"a", 1, 4, 2), write(b"b", 2, 3, 1)])
     with pytest.raises(Violation, match="smaller one"):
