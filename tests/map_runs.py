@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from blockstore.codec.messages import Extent, Placement
-from blockstore.codec.run_file import RunEntry, RunInfo, decode_entries, decode_index
+from blockstore.codec.run_file import RunEntry, RunInfo, decode_index
 from blockstore.ids import ChunkId, DiskId, VolumeId
 from blockstore.volume.checkpoint import Written
 from blockstore.volume.compaction import Merge
@@ -21,11 +21,16 @@ T = TypeVar("T")
 
 
 class RunStore:
-    def __init__(self, volume: VolumeId, block_bytes: int = 1) -> None:
-        """`block_bytes` 1: a block for each entry."""
+    def __init__(
+        self,
+        volume: VolumeId,
+        block_bytes: int = 1,
+        contents: dict[tuple[Extent, ...], bytes] | None = None,
+    ) -> None:
+        """`block_bytes` 1: a block for each entry. `contents`: of several volumes, by their extents."""
         self.n_fetched = 0
         self._volume, self._block_bytes = volume, block_bytes
-        self._contents: dict[tuple[Extent, ...], bytes] = {}
+        self._contents = {} if contents is None else contents
 
     def write(self, data: bytes) -> Written:
         chunk = ChunkId(self._volume, 9, len(self._contents) + 1)
@@ -52,7 +57,7 @@ class RunStore:
     def open(self, info: RunInfo, cache: BlockCache) -> SortedRun:
         """By what the head says of it, as a takeover does."""
         data = memoryview(self._contents[info.extents])[info.index_at :]
-        return SortedRun(self._volume, info, decode_index(self._volume, info, data), cache)
+        return SortedRun(self._volume, info, decode_index(info.volume or self._volume, info, data), cache)
 
     def data_of(self, run: SortedRun, first: int, last: int) -> memoryview:
         """Of blocks [first, last), by the extents that the run names for them."""
@@ -65,7 +70,7 @@ class RunStore:
         if not run.n_blocks:
             return []
         bodies = run.bodies(0, run.n_blocks, self.data_of(run, 0, run.n_blocks))
-        return [entry for body in bodies for entry in decode_entries(body)]
+        return [entry for body in bodies for entry in run.entries_in(body)]
 
     def fetch(self, missing: BlocksMissing) -> None:
         for run, first, last in missing.ranges:
@@ -92,7 +97,7 @@ class RunStore:
                     merge.end(source)
                     continue
                 (body,) = run.bodies(block, block + 1, self.data_of(run, block, block + 1))
-                merge.push(source, decode_entries(body))
+                merge.push(source, run.entries_in(body))
                 next_blocks[source] += 1
             entries += merge.take()
         return entries

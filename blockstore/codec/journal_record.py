@@ -177,7 +177,8 @@ class AnchorReleasedRecord(_Record, frozen=True, tag=15):
 
 
 class FlattenedRecord(_Record, frozen=True, tag=16):
-    """Nothing in the map refers to chunks of other volumes any more, and nothing will."""
+    """Nothing in the map refers to chunks of other volumes any more, and nothing will. It says nothing
+    while a clone is being made: runs that this begins with may refer to them."""
 
 
 RequestRecord = (

@@ -70,7 +70,8 @@ class CloneShell:
         self._volume, self._state = core.state.volume, core.state
         self._waiting: deque[tuple[VolumeCall, SnapshotClone]] = deque()
         self._due = trio.Event()
-        self._making: set[int] = set()
+        self._making_since: int | None = None
+        """While a clone is made: anchors that are younger than this sequence are its own."""
 
     def take(self, call: VolumeCall, op: SnapshotClone, on_result: OnResult) -> None:
         """A request that was not seen before. Raise Busy."""
@@ -115,18 +116,18 @@ class CloneShell:
             return self._anchor_of(op.clone)
         commands.check_clone(control.views, parent=self._volume, name=op.clone)
         lineage = commands.lineage_of(control.views, self._volume)
-        own = self._core.journal.own_request()
-        result = await self._applied(own, AnchorRecord(own, own.number, op.name, op.clone))
-        if isinstance(result, Failed):
-            raise from_wire(result.name, result.fields)
-        assert isinstance(result, Written)
-        anchor = result.sequence
-        self._making.add(anchor)
+        self._making_since = self._state.sequence
         try:
+            own = self._core.journal.own_request()
+            result = await self._applied(own, AnchorRecord(own, own.number, op.name, op.clone))
+            if isinstance(result, Failed):
+                raise from_wire(result.name, result.fields)
+            assert isinstance(result, Written)
+            anchor = result.sequence
             root = await self._checkpointer.write_base(self._state.anchors[anchor], self._checkpoint)
             await self._commit(request, op, anchor, lineage, root, deadline)
         finally:
-            self._making.discard(anchor)
+            self._making_since = None
         return anchor
 
     async def _commit(
@@ -185,7 +186,8 @@ class CloneShell:
 
     async def _look(self) -> None:
         """Fix what a former owner left open, release what no clone needs."""
-        idle = [one for number, one in self._state.anchors.items() if number not in self._making]
+        since = self._making_since
+        idle = [one for number, one in self._state.anchors.items() if since is None or number <= since]
         needed = self._world.control.views.anchors_of(self._volume)
         for one in idle:
             if one.anchor in needed and one.until == ANCHOR_OPEN:

@@ -83,6 +83,8 @@ class FlattenShell:
             if not await self._packer.is_empty(foreign) or n_restored != self._state.n_foreign_restored:
                 return False
             await self._applied(self._core.journal.own_request(), FlattenedRecord())
+            if chunks.foreign:
+                return False  # a clone of this one is being made
             log.info("values_flattened volume=%d values=%d", self._volume, self._packer.moved_values)
         self._checkpointer.flatten_runs = True
         if self._checkpointer.n_foreign_runs == 0:

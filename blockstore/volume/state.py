@@ -158,7 +158,8 @@ class VolumeState:
             self.anchors.pop(record.anchor, None)
             self._note_anchors()
         elif isinstance(record, FlattenedRecord):
-            self.chunks.foreign.clear()
+            if not self._being_cloned:
+                self.chunks.foreign.clear()
         else:
             _check_epoch(record, self.epoch)
             self.epoch = record.epoch

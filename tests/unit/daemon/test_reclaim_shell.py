@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from blockstore.daemon import node_shell
+from blockstore.daemon.reclaim_shell import LAST_EPOCH
 from blockstore.errors import NotFound
 from blockstore.ids import KiB
-from tests.node_harness import Running, running, until
+from blockstore.volume.flatten_shell import FlattenShell
+from tests.node_harness import VOLUME, Running, running, until
 
 VALUE = random.Random(1).randbytes(300 * KiB)
 
@@ -59,3 +61,25 @@ async def test_a_node_that_was_away_deletes_when_it_is_back(
     for _ in range(2):
         async with running(tmp_path) as one:
             await until(lambda: one.n_fragments() == 0)
+
+
+async def test_what_a_clone_needs_of_a_deleted_bucket_stays_and_nothing_is_written_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FlattenShell, "_step", forever)
+    async with running(tmp_path) as one:
+        await fill(one, "parent")
+        bucket = await one.store.bucket("parent")
+        await bucket.snapshot("s")
+        clone = await bucket.clone("s", "clone")
+        before = one.n_fragments()
+        await one.store.delete_bucket("parent")
+        (disk,) = one.node.disks.values()
+        await until(lambda: disk.highest_epoch(VOLUME) == LAST_EPOCH)
+        assert await clone.get("large 3") == VALUE
+    async with running(tmp_path) as one:
+        clone = await one.store.bucket("clone")
+        assert await clone.get("large 3") == VALUE
+        assert one.n_fragments() >= before
+        await one.store.delete_bucket("clone")
+        await until(lambda: one.n_fragments() == 0)

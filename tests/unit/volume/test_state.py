@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 
 from blockstore.codec.journal_record import (
+    AnchorFixedRecord,
+    AnchorRecord,
+    AnchorReleasedRecord,
     BatchRecord,
     ChunkDroppedRecord,
     ChunkOpenedRecord,
     ChunkSealedRecord,
     DeleteRecord,
     EpochRecord,
+    FlattenedRecord,
     JournalRecord,
     MovedRecord,
     PutRecord,
@@ -23,7 +27,7 @@ from blockstore.codec.messages import ABSENT, ANY, Extent, Failed, Granted, KeyW
 from blockstore.codec.messages import SnapshotRecord as SnapshotAnswer
 from blockstore.codec.run_file import Result
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
-from blockstore.volume.state import SNAPSHOTS_MAX, VIEWS_MAX, VolumeState
+from blockstore.volume.state import ANCHORS_MAX, SNAPSHOTS_MAX, VIEWS_MAX, VolumeState
 
 VOLUME = VolumeId(7)
 JOURNAL = ChunkId(VOLUME, 1, 1)
@@ -408,3 +412,74 @@ def test_of_too_many_views_the_one_that_ends_first_ends(bench: Bench) -> None:
     assert all(bench.state.retains(at) for at in views[:-2])
     bench.state.prolong_view(views[-2], 200.0)
     assert not bench.state.retains(views[-2]), "what has ended does not come back"
+
+
+# --- clones
+
+
+def set_anchor(bench: Bench, snapshot: str = "s") -> Result:
+    return bench.apply(AnchorRecord(bench.request(), 0, snapshot, "clone"))
+
+
+def test_an_anchor_keeps_all_chunks_while_its_clone_is_made_and_then_those_of_before(bench: Bench) -> None:
+    bench.put()
+    bench.snapshot("s")
+    anchor = set_anchor(bench)
+    assert anchor == Written(bench.state.sequence)
+    bench.grant()
+    opened = bench.state.chunks.find(DATA)
+    assert opened is not None
+    chunks = bench.state.chunks
+    assert chunks.kept_to > opened.opened == bench.state.sequence
+    assert isinstance(anchor, Written)
+    bench.apply(AnchorFixedRecord(bench.request(), 0, anchor.sequence))
+    assert chunks.kept_to == bench.state.sequence
+    for _ in range(2):  # it is fixed once
+        bench.apply(AnchorFixedRecord(bench.request(), 0, anchor.sequence))
+        assert chunks.kept_to < bench.state.sequence
+    again = VolumeState(VOLUME)
+    again.load_head(bench.state.head(JOURNAL, 64, ()), ())
+    assert again.anchors == bench.state.anchors
+    assert again.chunks.kept_to == chunks.kept_to
+    bench.apply(AnchorReleasedRecord(anchor.sequence))
+    assert chunks.kept_to < 0
+    assert bench.state.anchors == {}
+
+
+def test_an_anchor_needs_its_snapshot_and_there_are_not_too_many(bench: Bench) -> None:
+    assert why(set_anchor(bench)) == "NotFound"
+    bench.snapshot("s")
+    for _ in range(ANCHORS_MAX):
+        assert isinstance(set_anchor(bench), Written)
+    assert why(set_anchor(bench)) == "InvalidRequest"
+
+
+def test_what_is_being_cloned_is_kept_when_its_snapshot_is_deleted(bench: Bench) -> None:
+    bench.put()
+    bench.snapshot("s")
+    at = bench.state.sequence
+    anchor = set_anchor(bench)
+    assert isinstance(anchor, Written)
+    bench.apply(SnapshotDeleteRecord(bench.request(), 0, "s"))
+    bench.put(size=20)
+    assert bench.state.purge_some(b"", 10) == b""
+    found = bench.state.map.find(b"k", at)
+    assert found is not None
+    assert found.size == 10
+    assert not bench.state.retains(at)  # for readers it is gone
+    bench.apply(AnchorFixedRecord(bench.request(), 0, anchor.sequence))
+    bench.state.purge_some(b"", 10)
+    assert bench.state.map.find(b"k", at) is None
+
+
+def test_nothing_is_independent_while_a_clone_of_it_is_made(bench: Bench) -> None:
+    other = ChunkId(VolumeId(2), 1, 1)
+    bench.state.chunks.foreign[other] = PLACEMENT
+    bench.snapshot("s")
+    anchor = set_anchor(bench)
+    assert isinstance(anchor, Written)
+    bench.apply(FlattenedRecord())
+    assert other in bench.state.chunks.foreign
+    bench.apply(AnchorFixedRecord(bench.request(), 0, anchor.sequence))
+    bench.apply(FlattenedRecord())
+    assert not bench.state.chunks.foreign
