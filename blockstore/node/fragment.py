@@ -40,7 +40,7 @@ from blockstore.errors import (
     InvalidRequest,
     OffsetMismatch,
 )
-from blockstore.ids import ChunkId
+from blockstore.ids import ChunkId, KiB
 from blockstore.node.recovery import PieceIndex, Verdict
 from blockstore.runtime.interfaces import Write
 
@@ -58,6 +58,15 @@ class Pending:
         self.crc = crc
         self.writes = writes
         self.waiters: list[Waiter] = []
+
+
+PREPARED_BYTES = 256 * KiB
+"""Written ahead of small appends to a new file: 60 of 4 KiB, a millisecond or two of a disk."""
+
+PREPARED_APPEND_BYTES_MAX = 64 * KiB
+"""Larger appends take longer than what a sync would save; writing ahead of them doubles what is written."""
+
+_ZEROS = bytes(PREPARED_BYTES)
 
 
 class Span(NamedTuple):
@@ -87,6 +96,7 @@ class Fragment:
         "index",
         "length",
         "pending",
+        "prepared",
         "rewriting",
         "seal_durable",
         "sealed",
@@ -117,6 +127,8 @@ class Fragment:
         self.failed: BlockStoreError | None = None
         self.index: PieceIndex | None = None if self.sealed else PieceIndex.empty()
         self.pending: deque[Pending] = deque()
+        # Up to where the file's blocks were written before; one that is used again is taken for filled.
+        self.prepared = 0 if header.tenancy == 1 else header.capacity
         self.rewriting = False  # a header is under way
         self.when_idle: deque[Callable[[], None]] = deque()
 
@@ -186,13 +198,21 @@ class Fragment:
         self._n_records = first + len(records) // RECORD_BYTES
         writes: tuple[Write, ...] = (
             Write(LOG_START + first * RECORD_BYTES, (records,)),
-            Write(DATA_START + offset, (data,)),
+            Write(DATA_START + offset, (data, *self._prepare(end, n))),
         )
         if not self.header_written:
             self.header_written = True
             writes = (Write(0, (encode_header(self.header),)), *writes)
         self.length = end
         return self._push(Pending(offset, end, crc, writes))
+
+    def _prepare(self, end: int, n: int) -> tuple[bytes, ...]:
+        """What to write behind a small append so that the next ones go to blocks that were written before:
+        for these a sync need not change the file system's own records, and takes a fraction of the time."""
+        if end <= self.prepared or n > PREPARED_APPEND_BYTES_MAX:
+            return ()
+        self.prepared = min(end - end % PREPARED_BYTES + PREPARED_BYTES, self.capacity)
+        return (_ZEROS[: self.prepared - end],)
 
     def _push(self, pending: Pending) -> Pending:
         self.pending.append(pending)

@@ -16,7 +16,7 @@ from blockstore.ids import ChunkId, DiskId, KiB, MiB, VolumeId
 from blockstore.node.fragment import Fragment, Pending
 from blockstore.node.recovery import judge, scan_log
 
-FREE = Header(State.FREE, 1, DiskId(1), 5, 3, MiB)
+FREE = Header(State.FREE, 1, DiskId(1), 5, 0, MiB)
 SPEC = FragmentSpec(2, 4, 2, MiB)
 STREAM = Random(1).randbytes(MiB)
 
