@@ -34,6 +34,9 @@ class _Node:
 _SPREAD = 0x9E37_79B1
 """2^32 divided by the golden ratio: multiples of it, modulo 2^32, look like chance."""
 
+_FAR, _BAD = 1 << 61, 1 << 62
+"""In a rank: above any load."""
+
 _STRANGER = _Node()
 """Stands for the node of a disk that no view named; nothing changes it."""
 
@@ -105,16 +108,21 @@ class NodeTable:
 
     def first_of(self, disks: Iterable[DiskId], now: float, rng: random.Random) -> DiskId:
         """The one to ask first; 0 is none."""
-        return min([(self._rank(disk, now, rng), disk) for disk in disks if disk], default=(0, DiskId(0)))[1]
+        first, lowest = DiskId(0), -1
+        for disk in disks:
+            if disk:
+                rank = self._rank(disk, now, rng)
+                if rank < lowest or lowest < 0:
+                    first, lowest = disk, rank
+        return first
 
     def _rank(self, disk: DiskId, now: float, rng: random.Random) -> int:
         """The smaller, the sooner it is asked."""
-        if self._taste is None:
-            self._taste = rng.getrandbits(32)
+        taste = self._taste
+        if taste is None:
+            taste = self._taste = rng.getrandbits(32)
         node = self._by_disk.get(disk, _STRANGER)
-        liking = (disk * _SPREAD ^ self._taste) * _SPREAD & 0xFFFF_FFFF
-        if node.suspect_until > now or not node.live:
-            liking |= 1 << 62
+        rank = (disk * _SPREAD ^ taste) * _SPREAD & 0xFFFF_FFFF | node.load_bytes // ALIKE_BYTES << 32
         if not node.local:
-            liking |= 1 << 61
-        return liking | node.load_bytes // ALIKE_BYTES << 32
+            rank |= _FAR
+        return rank if node.live and node.suspect_until <= now else rank | _BAD

@@ -77,7 +77,8 @@ def test_the_raw_disk_is_measured_and_cleans_up(tmp_path: Path, monkeypatch: pyt
 
 def test_what_very_many_objects_do_is_told_in_sentences() -> None:
     cost = {
-        "get_ms": 0.5, "get_among_many_ms": 0.1, "snapshot_ms": 2.0, "snapshot_delete_ms": 3.0, "list_ms": 9.0
+        "get_ms": 0.5, "get_among_many_ms": 0.1, "snapshot_ms": 2.0, "snapshot_delete_ms": 3.0,
+        "list_ms": 9.0, "diff_ms": 40.0,
     }  # fmt: skip
     told = objects_text(
         {
@@ -91,6 +92,7 @@ def test_what_very_many_objects_do_is_told_in_sentences() -> None:
     assert "1,000,000 objects of 1,024 bytes" in told
     assert "2,000/s up to 100,000 objects, 1,500/s in the last tenth, which is 75% of it" in told
     assert "0.50 ms then, 0.50 ms at the end (1.00 times); 64 in flight: 10,000/s" in told
+    assert "1,000 objects: 40 ms, 40 ms" in told
     assert "300 MiB" in told
     assert "after 2.5 s, by another node" in told
 
