@@ -1,8 +1,9 @@
-"""One disk of a node: appends, reads, fences, seals and deletes on its fragments.
+"""One disk of a node: appends, fences, seals and deletes on its fragments.
 
-Carries out what `fragment.py` decides, with `fence_shell.py`, `slots_shell.py` and `recovery_shell.py` for
-the rest. Everything but `recover` happens in the trio thread, in callbacks of the disk: there is nothing to
-lock, and no request costs a task. `on_done` may be called before the method returns.
+Carries out what `fragment.py` decides, with `fragment_reads.py`, `fence_shell.py`, `slots_shell.py` and
+`recovery_shell.py` for the rest. Everything but `recover` happens in the trio thread, in callbacks of the
+disk: there is nothing to lock, and no request costs a task. `on_done` may be called before the method
+returns.
 
 Unreadable headers. A slot whose two header copies are both damaged holds a chunk that we cannot name. It is
 left as it is; `list_fragments` says that it is not complete, and a fence answers for chunks it does not
@@ -11,7 +12,6 @@ find "length 0, doubtful" rather than nothing, for "not there" would read as "ne
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from blockstore import config
 from blockstore.codec.fence_file import Fact, Kind
-from blockstore.codec.fragment_file import DATA_START, LOG_START, RECORD_BYTES, Header, encode_header
+from blockstore.codec.fragment_file import Header, encode_header
 from blockstore.codec.messages import FragmentSpec, FragmentState
 from blockstore.codec.superblock import NAME, Superblock, decode_superblock, encode_superblock
 from blockstore.errors import (
@@ -38,23 +38,14 @@ from blockstore.errors import (
 )
 from blockstore.ids import ChunkId, DiskId, VolumeId
 from blockstore.node.fence_shell import FenceShell, OnDone, format_fences
-from blockstore.node.fragment import Fragment, Pending, Span, Waiter
-from blockstore.node.recovery import scan_log
+from blockstore.node.fragment import Fragment, Pending, Waiter
+from blockstore.node.fragment_reads import FragmentReads
 from blockstore.node.recovery_shell import recover_slot
 from blockstore.node.slots_shell import FOLDER, SlotShell, file_name
 from blockstore.runtime.interfaces import Disk, Write
 
 OnEvent = Callable[[str, str], None]
 OnStates = Callable[[tuple[FragmentState, ...] | BlockStoreError], None]
-TakeBuffer = Callable[[int], memoryview]
-OnRead = Callable[[memoryview | BlockStoreError], None]
-
-INDEXES_MAX = 1_024
-"""Piece indexes of sealed fragments kept: up to 32 KiB each, 32 MiB in all."""
-
-
-def fresh_buffer(length: int) -> memoryview:
-    return memoryview(bytearray(length))
 
 
 class Append(NamedTuple):
@@ -126,13 +117,11 @@ class DiskShell:
         self._open: dict[ChunkId, Fragment] = {}  # those not sealed
         self._deleting: dict[ChunkId, list[Callable[[], None]]] = {}  # under way, and repeated meanwhile
         self._opening: dict[ChunkId, list[Append]] = {}  # those that wait for a slot
-        self._indexes: OrderedDict[ChunkId, Fragment] = OrderedDict()  # sealed ones that have theirs loaded
+        self.reads = FragmentReads(disk_id, self._fragments, self._slots, self._on_error, self._tell)
         self._n_unreadable = 0
-        self._damaged: set[ChunkId] = set()  # found by reading; a restart looks at open fragments only
         self._used_bytes = 0
         self._queued_bytes = 0
         self._n_queued = 0
-        self._n_reading = 0
 
     # --- start and end
 
@@ -181,7 +170,7 @@ class DiskShell:
                     raise Corrupt(f"Slot {slot}", f"a second fragment of {found.chunk}")
                 self._add(found)
                 if found.damaged:
-                    self._damaged.add(found.chunk)
+                    self.reads.damaged.add(found.chunk)
             elif found is not None and self._slots.slots.put(found) is not None:
                 self._disk.remove(file_name(slot))  # one too many, and power failed before it was removed
         except (Corrupt, DiskFailed) as error:
@@ -227,9 +216,8 @@ class DiskShell:
 
     def _forget(self, fragment: Fragment) -> None:
         del self._fragments[fragment.chunk]
-        self._damaged.discard(fragment.chunk)
         self._open.pop(fragment.chunk, None)
-        self._indexes.pop(fragment.chunk, None)
+        self.reads.forget(fragment.chunk)
 
     # --- what there is
 
@@ -258,7 +246,7 @@ class DiskShell:
     def facts(self) -> DiskFacts:
         free = self._disk.free_bytes() + self._slots.slots.free_bytes
         used = self._used_bytes
-        n_damaged = len(self._damaged) + self._n_unreadable
+        n_damaged = len(self.reads.damaged) + self._n_unreadable
         n, is_full = len(self._fragments), self._slots.is_full
         return DiskFacts(used + free, used, free, n, self.suspect, is_full, n_damaged)
 
@@ -295,7 +283,7 @@ class DiskShell:
                 return
             if fragment.index is None:
                 again = partial(self.append, chunk, epoch, offset, data, crc, create, on_done, vital)
-                self._load_index(fragment, again, on_done)
+                self.reads.load_index(fragment, again, on_done)
                 return
             file = self._slots.file(fragment.slot)  # first: then what fails here has changed nothing
             pending = fragment.append(offset, data, crc)
@@ -492,7 +480,7 @@ class DiskShell:
             fragment.on_sealed()
             self._open.pop(fragment.chunk, None)
             if fragment.index is not None:
-                self._keep_index(fragment)
+                self.reads.keep_index(fragment)
             self._done_after_fence(fragment.chunk, epoch, on_done)
             self._run_idle(fragment)
 
@@ -584,119 +572,3 @@ class DiskShell:
             shell.after(chunk.volume, epoch, lambda: on_done(shell.failed))
         else:
             on_done(None)
-
-    # --- reading
-
-    def read_now(
-        self, chunk: ChunkId, offset: int, length: int, take: TakeBuffer = fresh_buffer
-    ) -> memoryview | None:
-        """The verified bytes, in a buffer that `take` gives, if that takes no waiting; None: use
-        `submit_read`. Raises what is wrong."""
-        fragment = self._fragments.get(chunk)
-        if fragment is None:
-            raise NotFound(f"fragment of {chunk} on disk {self.disk_id}")
-        if fragment.index is None:
-            return None
-        if fragment.sealed:
-            self._indexes.move_to_end(chunk)
-        span = fragment.find(offset, length)
-        start = span.start
-        data = take(span.end - start)
-        if not self._slots.file(fragment.slot).read_now(DATA_START + start, data):
-            return None
-        self._verify(fragment, span, data)
-        return _part(data, offset - start, length)
-
-    def submit_read(self, chunk: ChunkId, offset: int, length: int, on_done: OnRead) -> None:
-        """The verified bytes, or what is wrong."""
-        try:
-            fragment = self._fragments.get(chunk)
-            if fragment is None:
-                raise NotFound(f"fragment of {chunk} on disk {self.disk_id}")
-            if fragment.index is None:
-                again = partial(self.submit_read, chunk, offset, length, on_done)
-                self._load_index(fragment, again, on_done)
-                return
-            span = fragment.find(offset, length)
-        except BlockStoreError as error:
-            on_done(error)
-            return
-        data = memoryview(bytearray(span.end - span.start))
-
-        def filled(error: BlockStoreError | None) -> None:
-            if error is None:
-                try:
-                    self._verify(fragment, span, data)
-                except Corrupt as found:
-                    error = found
-            on_done(error or _part(data, offset - span.start, length))
-
-        self._read(fragment, DATA_START + span.start, data, filled)
-
-    def _read(self, fragment: Fragment, offset: int, into: memoryview, then: OnDone) -> None:
-        """Fill `into` from the fragment's file, in a thread."""
-
-        def filled(error: BlockStoreError | None) -> None:
-            self._n_reading -= 1
-            if self._fragments.get(fragment.chunk) is not fragment:
-                # Deleted meanwhile: another chunk may have written there already.
-                error = NotFound(f"fragment of {fragment.chunk} on disk {self.disk_id}")
-            elif error is not None:
-                self._on_error(error)
-            then(error)
-
-        if self._n_reading >= config.DISK_QUEUED_READS_MAX:
-            then(Busy(f"the read queue of disk {self.disk_id}"))
-            return
-        try:
-            file = self._slots.file(fragment.slot)
-        except BlockStoreError as error:
-            then(error)
-            return
-        self._n_reading += 1
-        file.submit_read(offset, into, filled)
-
-    def _verify(self, fragment: Fragment, span: Span, data: memoryview) -> None:
-        try:
-            fragment.verify(span, data)
-        except Corrupt as error:
-            self._quarantine(fragment, str(error))
-            raise
-
-    def _quarantine(self, fragment: Fragment, text: str) -> None:
-        self._damaged.add(fragment.chunk)
-        if not fragment.damaged:
-            fragment.damaged = True
-            self._tell("fragment-damaged", text)
-
-    def _load_index(
-        self, fragment: Fragment, then: Callable[[], None], on_error: Callable[[BlockStoreError], None]
-    ) -> None:
-        """A sealed fragment's index, from its records."""
-        log = memoryview(bytearray(fragment.header.n_records * RECORD_BYTES))
-
-        def filled(error: BlockStoreError | None) -> None:
-            if error is not None:
-                on_error(error)
-                return
-            if fragment.index is None:
-                fragment.index = scan_log(fragment.header, log).index
-                if fragment.index.bad:
-                    self._quarantine(fragment, f"records of {fragment.chunk} are lost: {fragment.index.bad}")
-                self._keep_index(fragment)
-            then()
-
-        self._read(fragment, LOG_START, log, filled)
-
-    def _keep_index(self, fragment: Fragment) -> None:
-        """Of sealed fragments, only the indexes last used are kept."""
-        self._indexes[fragment.chunk] = fragment
-        if len(self._indexes) > INDEXES_MAX:
-            _, oldest = self._indexes.popitem(last=False)
-            oldest.index = None
-
-
-def _part(data: memoryview, start: int, length: int) -> memoryview:
-    """Those bytes; copied out of many more, which would stay in memory for as long as the answer waits."""
-    part = data[start : start + length]
-    return memoryview(bytes(part)) if 2 * length < data.nbytes else part

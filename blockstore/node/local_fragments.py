@@ -19,9 +19,9 @@ class LocalFragments:
 
     def read(self, disk: DiskId, chunk: ChunkId, offset: int, length: int, on_done: OnRead) -> None:
         """The bytes, or what is wrong; `on_done` may be called before this returns."""
-        shell = self._disks[disk]
+        reads = self._disks[disk].reads
         try:
-            data = shell.read_now(chunk, offset, length)
+            data = reads.read_now(chunk, offset, length)
         except BlockStoreError as error:
             on_done(error)
             return
@@ -32,11 +32,11 @@ class LocalFragments:
         def read(found: memoryview | BlockStoreError) -> None:
             on_done(found if isinstance(found, BlockStoreError) else bytes(found))
 
-        shell.submit_read(chunk, offset, length, read)
+        reads.submit_read(chunk, offset, length, read)
 
     def read_now(self, disk: DiskId, chunk: ChunkId, offset: int, length: int) -> memoryview | None:
         """The bytes, if they are here and sound, and reading them takes no waiting."""
         try:
-            return self._disks[disk].read_now(chunk, offset, length)
+            return self._disks[disk].reads.read_now(chunk, offset, length)
         except BlockStoreError:
             return None

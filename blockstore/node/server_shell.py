@@ -36,7 +36,8 @@ from blockstore.codec.messages import (
 )
 from blockstore.errors import BlockStoreError, InvalidRequest, NotFound, PermissionDenied, StaleEpoch, to_wire
 from blockstore.ids import DiskId, KiB, VolumeId
-from blockstore.node.disk_shell import DiskShell, fresh_buffer
+from blockstore.node.disk_shell import DiskShell
+from blockstore.node.fragment_reads import fresh_buffer
 from blockstore.runtime.buffers import BufferPool
 from blockstore.runtime.interfaces import Clock, IncomingCall, Payload, Peer
 from blockstore.runtime.roles import check_role
@@ -155,7 +156,7 @@ class FragmentServer:
             try:
                 if disk is None:
                     raise _no_disk(each.disk)
-                data = disk.read_now(each.chunk, each.offset, each.length, buffers.take)
+                data = disk.reads.read_now(each.chunk, each.offset, each.length, buffers.take)
             except BlockStoreError as error:
                 found.append(error)
                 continue
@@ -176,7 +177,7 @@ class FragmentServer:
 
         for position in waiting:
             each = ranges[position]
-            self.disks[each.disk].submit_read(
+            self.disks[each.disk].reads.submit_read(
                 each.chunk, each.offset, each.length, partial(one_done, position)
             )
 
@@ -186,7 +187,7 @@ class FragmentServer:
         if disk is None or one.length > POOLED_BYTES_MIN:
             return False
         try:
-            data = disk.read_now(one.chunk, one.offset, one.length)
+            data = disk.reads.read_now(one.chunk, one.offset, one.length)
         except BlockStoreError as error:
             call.answer(FragmentData((0,), {0: Failed(*to_wire(error))}))
             return True

@@ -167,7 +167,7 @@ class NodeStory:
             if now.seal_told is None and not now.seals_asked:
                 self._set(where, told=max(now.told, length))
 
-        self.shell.submit_read(where, 0, length, told)
+        self.shell.reads.submit_read(where, 0, length, told)
 
     def _of(self, where: ChunkId) -> ChunkFacts:
         return self.chunks.get(where, ChunkFacts())
@@ -346,7 +346,7 @@ def _judged(
         assert state.length >= known.told, f"{where} has {state.length} bytes of {known.told}"
     if state.length:
         data = list[memoryview | BlockStoreError]()
-        shell.submit_read(where, 0, state.length, data.append)
+        shell.reads.submit_read(where, 0, state.length, data.append)
         disk.settle()
         assert not isinstance(data[0], BlockStoreError), data[0]
         assert data[0] == stream(where)[: state.length], f"{where} has other bytes"

@@ -146,6 +146,6 @@ class Watch:
             name = one.machine.name
             for shell in node.disks.values():
                 see("disk", name, shell._n_queued, config.DISK_QUEUED_APPENDS_MAX)
-                see("disk read", name, shell._n_reading, config.DISK_QUEUED_READS_MAX)
+                see("disk read", name, shell.reads.n_queued, config.DISK_QUEUED_READS_MAX)
             see("control", name, len(node.control._calls._parked), config.CONTROL_CALLS_MAX)
         see("agenda", "the world", len(self._cluster.world.agenda), AGENDA_MAX)

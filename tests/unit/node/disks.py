@@ -129,11 +129,11 @@ class Bench:
     def read(self, where: ChunkId, offset: int, length: int) -> bytes | BlockStoreError:
         found = list[memoryview | BlockStoreError]()
         try:
-            data = self.shell.read_now(where, offset, length)
+            data = self.shell.reads.read_now(where, offset, length)
         except BlockStoreError as error:
             return error
         if data is None:
-            self.shell.submit_read(where, offset, length, found.append)
+            self.shell.reads.submit_read(where, offset, length, found.append)
             self.disk.settle()
         else:
             found.append(data)

@@ -26,7 +26,7 @@ from blockstore.errors import (
     UnknownFormat,
 )
 from blockstore.ids import ChunkId, DiskId, KiB, MiB
-from blockstore.node import disk_shell, fence_shell, slots_shell
+from blockstore.node import fence_shell, fragment_reads, slots_shell
 from blockstore.node.disk_shell import DiskShell, format_disk
 from blockstore.runtime.interfaces import File
 from tests.unit.node.disks import CLUSTER, DISK, SPEC, VOLUME, Bench, bytes_for, chunk
@@ -433,7 +433,7 @@ def test_a_delete_that_failed_has_not_happened_when_it_is_asked_for_again(bench:
 def test_a_read_that_a_delete_overtook_finds_nothing(bench: Bench) -> None:
     bench.appended(A, 0, SOME)
     found = list[object]()
-    bench.shell.submit_read(A, 0, 100, found.append)
+    bench.shell.reads.submit_read(A, 0, 100, found.append)
     assert bench.deleted(A) is None
     assert isinstance(found[0], NotFound)
     assert not bench.events
@@ -730,7 +730,7 @@ def test_the_inventory_is_paged_in_order(bench: Bench) -> None:
 
 def test_open_files_and_indexes_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots_shell, "FILES_OPEN_MAX", 3)
-    monkeypatch.setattr(disk_shell, "INDEXES_MAX", 2)
+    monkeypatch.setattr(fragment_reads, "INDEXES_MAX", 2)
     chunks = [chunk(number) for number in range(1, 9)]
     for _ in range(2):
         for each in chunks:
