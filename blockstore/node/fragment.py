@@ -63,8 +63,9 @@ class Pending:
 PREPARED_BYTES = 256 * KiB
 """Written ahead of small appends to a new file: 60 of 4 KiB, a millisecond or two of a disk."""
 
-PREPARED_APPEND_BYTES_MAX = 64 * KiB
-"""Larger appends take longer than what a sync would save; writing ahead of them doubles what is written."""
+PREPARED_APPEND_BYTES_MAX = 32 * KiB
+"""Writing ahead of larger appends doubles what is written, for less than it takes. Shards that clients write
+are larger than this: smaller values are in the journal."""
 
 _ZEROS = bytes(PREPARED_BYTES)
 
