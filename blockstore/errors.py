@@ -17,7 +17,7 @@ class BlockStoreError(Exception):
     """The root. `retry` says whether the same request may simply be sent again."""
 
     exit_code: ClassVar[int] = 70  # EX_SOFTWARE
-    next_step: ClassVar[str] = "Run `blockstore doctor` and look at the daemons' logs."
+    next_step: ClassVar[str] = "Run `blockstore cluster status` and look at the daemons' logs."
     retry: ClassVar[bool] = False
 
     def __init__(self, *fields: Field) -> None:
@@ -185,7 +185,9 @@ class Corrupt(BlockStoreError):
     """Stored bytes failed their checksum and were not returned. Fields: what, where."""
 
     exit_code = 74
-    next_step = "Other copies are used where there are any; keep the disk and look at `blockstore doctor`."
+    next_step = (
+        "Other copies are used where there are any; keep the disk and look at `blockstore cluster status`."
+    )
 
     def __str__(self) -> str:
         return f"{self.fields[0]} is damaged ({self.fields[1]})."
@@ -293,6 +295,11 @@ def _all_kinds(root: type[BlockStoreError]) -> dict[str, type[BlockStoreError]]:
     for child in root.__subclasses__():
         kinds |= _all_kinds(child)
     return kinds
+
+
+def kind_words(kind: str) -> str:
+    """How errors call volumes of a kind."""
+    return "block device" if kind == "block" else kind
 
 
 def of_path(error: OSError, where: str) -> BlockStoreError:

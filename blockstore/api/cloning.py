@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from blockstore.api.cluster import kind_words, unexpected
+from blockstore.api.cluster import unexpected
 from blockstore.api.history import fetch_snapshots
 from blockstore.api.session import VolumeSession
 from blockstore.api.snapshot import choose_snapshot
 from blockstore.codec.messages import FlattenVolume, SnapshotClone, View, VolumeView
-from blockstore.errors import NotFound
+from blockstore.errors import NotFound, kind_words
 from blockstore.kinds.bucket import check_snapshot_name, check_volume_name
 
 

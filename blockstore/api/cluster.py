@@ -27,6 +27,7 @@ from blockstore.errors import (
     ProtocolViolation,
     StaleEpoch,
     Unavailable,
+    kind_words,
 )
 from blockstore.ids import NodeId, RequestId, SessionId
 from blockstore.runtime.interfaces import Address, Caller
@@ -277,11 +278,6 @@ class ClusterSession:
 
 def _address_of(node: NodeView) -> Address:
     return Address(node.host, node.port, node.unix, node.host_id)
-
-
-def kind_words(kind: str) -> str:
-    """How errors call volumes of a kind."""
-    return "block device" if kind == "block" else kind
 
 
 def unexpected(message: object) -> ProtocolViolation:

@@ -16,7 +16,7 @@ from blockstore.api.session import TRANSFER_PIECE_BYTES, VolumeSession
 from blockstore.api.snapshot_map import MapBuilder, SnapshotMap, find_map, folder_of
 from blockstore.codec.messages import Entry, Found, KeyPage, ListKeys
 from blockstore.codec.run_file import StoredVersion
-from blockstore.errors import BlockStoreError, InvalidRequest, NotFound, ProtocolViolation
+from blockstore.errors import BlockStoreError, NotFound, ProtocolViolation, of_path
 
 PAGE_KEYS = 1_000
 
@@ -207,8 +207,8 @@ async def fetch_map(
     timeout: float,
 ) -> SnapshotMap:
     """The map of the snapshot at that sequence: from the directory if it is there, else from the owner, page
-    by page, and then kept there. `timeout` is for each page. InvalidRequest when the directory cannot be
-    used, or without one the map is too large."""
+    by page, and then kept there. `timeout` is for each page. NoSpace, NoAccess or InvalidRequest when the
+    directory cannot be used; InvalidRequest when without one the map is too large."""
     view = await session.fetch_view(timeout)
     cluster = session.cluster.cluster_id
     folder = folder_of(directory)
@@ -236,7 +236,7 @@ async def fetch_map(
             builder.give_up()
             raise
     except OSError as error:
-        raise InvalidRequest(f"The map cannot be kept in {folder}: {error.strerror or error}.") from error
+        raise of_path(error, str(folder)) from error
 
 
 def _entry(key: bytes, version: StoredVersion) -> Entry:

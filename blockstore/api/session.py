@@ -25,7 +25,6 @@ from blockstore.api.cluster import (
     Attempts,
     Backoff,
     ClusterSession,
-    kind_words,
     may_retry,
     unexpected,
 )
@@ -72,6 +71,7 @@ from blockstore.errors import (
     ProtocolViolation,
     StaleEpoch,
     Unavailable,
+    kind_words,
 )
 from blockstore.ids import ChunkId, DiskId, MiB, NodeId, RequestId, SessionId, VolumeId
 from blockstore.runtime.interfaces import Address, Answer, Buffer

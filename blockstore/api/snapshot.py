@@ -94,7 +94,7 @@ class CachedSnapshot(Snapshot):
 
 
 def choose_snapshot(
-    volume: str, records: Sequence[SnapshotRecord], wanted: str | datetime, kind: str = "bucket"
+    volume: str, records: Sequence[SnapshotRecord], wanted: object, kind: str = "bucket"
 ) -> SnapshotRecord:
     """The one of that name, or the newest taken at or before an instant (without a zone: local time)."""
     if isinstance(wanted, str):
@@ -102,6 +102,10 @@ def choose_snapshot(
             if record.name == wanted:
                 return record
         raise NotFound(f"snapshot {wanted!r} of {kind} {volume!r}")
+    if not isinstance(wanted, datetime):
+        raise InvalidRequest(
+            f"A snapshot is named by a str or chosen by a datetime, not {type(wanted).__name__}."
+        )
     try:
         instant = wanted.timestamp()
     except (OverflowError, ValueError):

@@ -54,9 +54,8 @@ class SnapshotMap:
         self._cache = BlockCache(BLOCKS_BYTES_MAX)
         self._cache.near = self._read_block
         self._map = VersionedMap(0, self._cache)
-        self._map.load(
-            (SortedRun(self.tail.volume, self.tail.run, index, self._cache),), self.tail.run.n_keys
-        )
+        self._run = SortedRun(self.tail.volume, self.tail.run, index, self._cache)
+        self._map.load((self._run,), self.tail.run.n_keys)
         self._moved: dict[bytes, StoredVersion] = {}  # keys whose bytes are elsewhere by now
         self._placements = dict(self.tail.placements)
         self._left: set[ChunkId] = set()  # chunks that values were found to have left
@@ -71,6 +70,12 @@ class SnapshotMap:
     def __len__(self) -> int:
         """How many keys it has."""
         return self.tail.run.n_keys
+
+    def check(self) -> None:
+        """Corrupt unless every block is as it was written; some 0.1 s for a million objects."""
+        run = self._run
+        for _ in run.bodies(0, run.n_blocks, self.image):
+            pass
 
     def covers(self, prefix: bytes) -> bool:
         """Whether it has every key that begins so."""
@@ -204,10 +209,11 @@ def map_file_name(cluster: str, volume: VolumeId, sequence: int, prefix: bytes) 
 def find_map(
     directory: Path, cluster: str, volume: VolumeId, sequence: int, prefix: bytes
 ) -> SnapshotMap | None:
-    """The one that was kept there, if it is sound."""
+    """The one that was kept there, if all of it is sound: what is damaged here is whole at the nodes."""
     path = directory / map_file_name(cluster, volume, sequence, prefix)
     try:
         found = open_map(path)
+        found.check()
         os.utime(path)  # used just now
     except (OSError, BlockStoreError):
         return None

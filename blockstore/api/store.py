@@ -158,11 +158,7 @@ class Store:
         block.check_size(size)
         cluster = self._cluster
         message = CreateVolume(name, block.KIND, policy or "", True, cluster.next_request())
-        try:
-            made = await self._control(message, View, timeout)
-        except AlreadyExists as error:
-            what, is_other, _ = str(error.fields[0]).partition(", which is no ")
-            raise AlreadyExists(what if is_other else what.replace(block.KIND, "block device", 1)) from None
+        made = await self._control(message, View, timeout)
         view = made.volume
         if view is None:
             raise unexpected(made)
@@ -205,6 +201,8 @@ class Store:
         earlier. Their writers wait meanwhile, some milliseconds a device. NotFound, AlreadyExists;
         Unavailable when they could not all be held so long."""
         check_snapshot_name(snapshot)
+        if isinstance(names, str):
+            raise InvalidRequest(f"Name block devices in a list: [{names!r}].")
         wanted = list(dict.fromkeys(names))
         if not wanted:
             raise InvalidRequest("Name one block device at least.")

@@ -42,7 +42,7 @@ from blockstore.control.views import (
     policy_key,
     volume_key,
 )
-from blockstore.errors import AlreadyExists, InvalidRequest, NotFound
+from blockstore.errors import AlreadyExists, InvalidRequest, NotFound, kind_words
 from blockstore.ids import DiskId, NodeId, RequestId, VolumeId
 from blockstore.placement.policy import Policy
 
@@ -136,12 +136,12 @@ def create_volume(
         raise InvalidRequest(f"{kind!r} is not a kind of volume.")
     existing = views.volume_by_name(name)
     if existing is not None and not exist_ok:
-        raise AlreadyExists(f"{existing.kind} {name!r}")
+        raise AlreadyExists(f"{kind_words(existing.kind)} {name!r}")
     if existing is not None and existing.kind != kind:
-        raise AlreadyExists(f"{existing.kind} {name!r}, which is no {kind}")
+        raise AlreadyExists(f"{kind_words(existing.kind)} {name!r}, which is no {kind_words(kind)}")
     if existing is not None:
         if policy and not is_same_policy(policy, existing.policy):
-            raise AlreadyExists(f"{kind} {name!r} with policy {existing.policy}, not {policy}")
+            raise AlreadyExists(f"{kind_words(kind)} {name!r} with policy {existing.policy}, not {policy}")
         return None
     text = choose_policy(views, policy)
     draft = _Draft(views)
@@ -179,7 +179,7 @@ def check_clone(views: Views, *, parent: VolumeId, name: str) -> None:
     _check_name(name)
     existing = views.volume_by_name(name)
     if existing is not None:
-        raise AlreadyExists(f"{existing.kind} {name!r}")
+        raise AlreadyExists(f"{kind_words(existing.kind)} {name!r}")
     record = views.clone(parent)
     if record is not None and len(record.bases) >= BASES_MAX:
         raise InvalidRequest(

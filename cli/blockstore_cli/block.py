@@ -72,13 +72,19 @@ def create(name: str, n_bytes: int, policy: str) -> None:
 def list_devices() -> None:
     """List the block devices."""
     with settings().open() as store:
-        found = [(one.name, _size_of(store, one.name), one.policy) for one in store.block_devices()]
+        found = [(one, _size_of(store, one.name)) for one in store.block_devices()]
     text = table(
-        ("DEVICE", "SIZE", "POLICY"),
-        [(name, size(n_bytes) if n_bytes else "unfinished", policy) for name, n_bytes, policy in found],
+        ("DEVICE", "SIZE", "POLICY", "CLONE OF"),
+        [
+            (one.name, size(n_bytes) if n_bytes else "unfinished", one.policy, one.clone_of)
+            for one, n_bytes in found
+        ],
         right="SIZE",
     )
-    facts = [{"name": name, "size_bytes": n_bytes, "policy": policy} for name, n_bytes, policy in found]
+    facts = [
+        {"name": one.name, "size_bytes": n_bytes, "policy": one.policy, "clone_of": one.clone_of}
+        for one, n_bytes in found
+    ]
     answer({"devices": facts}, text or "No block devices; make one with `blockstore block create NAME SIZE`.")
 
 
@@ -158,6 +164,7 @@ def read(source: str, target: str, offset: int, length: int | None) -> None:
         device = store.block_device(name)
         found = device.at(snapshot) if snapshot else device
         n_bytes = max(0, found.size - offset) if length is None else length
+        _check_range(source, offset, n_bytes, found.size)
         pieces = _pieces(found, offset, n_bytes)
         if target == "-":
             for piece in pieces:
@@ -201,7 +208,7 @@ def write(name: str, source: str, offset: int) -> None:
 def discard(name: str, offset: int, length: int, yes: bool) -> None:
     """Give back what a range takes; it reads as zeros afterwards."""
     with settings().open() as store:
-        store.block_device(name)
+        _check_range(name, offset, length, store.block_device(name).size)
         confirm(f"Discard {size(length)} of {name!r} at offset {offset:,}", yes)
         store.block_device(name, writable=True).discard(offset, length)
     answer({"name": name, "offset": offset, "bytes": length}, f"{size(length)} of {name} are discarded.")
@@ -311,12 +318,22 @@ def _parse_device(text: str) -> tuple[str, str]:
     return place.bucket, place.snapshot
 
 
+def _check_range(what: str, offset: int, n_bytes: int, n_bytes_there: int) -> None:
+    """Before a file is overwritten, or anybody is asked."""
+    if offset > n_bytes_there:
+        raise InvalidRequest(
+            f"Offset {offset:,} lies past the end of {what}, which has {n_bytes_there:,} bytes."
+        )
+    if offset + n_bytes > n_bytes_there:
+        raise InvalidRequest(
+            f"{what} has {n_bytes_there:,} bytes; there are no {n_bytes:,} bytes at offset {offset:,}."
+        )
+
+
 def _pieces(
     source: blockstore.BlockDevice | blockstore.DeviceSnapshot, offset: int, n_bytes: int
 ) -> Iterator[bytes]:
-    """The range, cut where spans are; InvalidRequest before the first if the device does not have it."""
-    if offset + n_bytes > source.size:
-        source.read(offset, n_bytes)  # it says so
+    """The range, cut where spans are."""
     end = offset + n_bytes
     while offset < end:
         length = min(PIECE_BYTES - offset % PIECE_BYTES, end - offset)

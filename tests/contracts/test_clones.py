@@ -156,6 +156,8 @@ async def test_what_stands_in_the_way_is_said(store: aio.Store) -> None:
         await bucket.clone("s", bucket.name)
     with pytest.raises(InvalidRequest, match="cannot name"):
         await bucket.clone("s", "No Name")
+    with pytest.raises(InvalidRequest, match="chosen by a datetime, not NoneType"):
+        await bucket.clone(None, new_name())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await until(lambda: has_no_clones(bucket))  # what was begun in vain is let go of
 
 

@@ -27,9 +27,7 @@ def test_a_device_is_made_filled_read_and_deleted(command: Command, tmp_path: Pa
     made = command("block", "create", "vm1", "6M", "--policy", "replicated(3)", "--json").json()
     assert made == {"name": "vm1", "size_bytes": 6 * MiB, "policy": "replicated(3)"}
     assert "already a block device 'vm1'" in command("block", "create", "vm1", "6M", code=73).err
-    assert {"name": "vm1", "size_bytes": 6 * MiB, "policy": "replicated(3)"} in (
-        command("block", "list", "--json").json()["devices"]
-    )
+    assert {**made, "clone_of": ""} in (command("block", "list", "--json").json()["devices"])
     image = random.Random(1).randbytes(3 * MiB + 5)
     (tmp_path / "in").write_bytes(image)
     command("block", "write", "vm1", tmp_path / "in", "--offset", "1M")
@@ -83,6 +81,8 @@ def test_what_cannot_be_is_refused(command: Command, tmp_path: Path) -> None:
     command("block", "create", "vm3", "1M")
     command("bucket", "create", "b3")
     (tmp_path / "large").write_bytes(bytes(2 * MiB))
+    kept = str(tmp_path / "kept")
+    (tmp_path / "kept").write_bytes(b"mine")
     for arguments, code, said in (
         (("create", "vm4", "65T"), 64, "1 byte to 64 TiB"),
         (("create", "vm4", "1.5G"), 64, "no number of bytes"),
@@ -92,7 +92,9 @@ def test_what_cannot_be_is_refused(command: Command, tmp_path: Path) -> None:
         (("show", "none"), 66, "no block device 'none'"),
         (("write", "vm3", str(tmp_path / "large")), 64, "do not fit"),
         (("write", "vm3", str(tmp_path / "missing")), 64, "No such file"),
-        (("read", "vm3", "--length", "2M"), 64, "The device has 1,048,576 bytes"),
+        (("read", "vm3", kept, "--length", "2M"), 64, "vm3 has 1,048,576 bytes"),
+        (("read", "vm3", kept, "--offset", "2M"), 64, "past the end of vm3"),
+        (("discard", "vm3", "--offset", "1M", "--length", "1"), 64, "vm3 has 1,048,576 bytes"),
         (("read", "vm3@gone"), 66, "no snapshot 'gone' of block device 'vm3'"),
         (("read", "vm3:x"), 64, "names an object"),
         (("resize", "vm3", "1K"), 64, "--yes"),
@@ -104,7 +106,13 @@ def test_what_cannot_be_is_refused(command: Command, tmp_path: Path) -> None:
         (("read", "vm3", str(tmp_path)), 64, "Is a directory"),
     ):
         assert said in command("block", *arguments, code=code).err, arguments
+    assert (tmp_path / "kept").read_bytes() == b"mine"
     assert "'vm3' is a block device, not a bucket" in command("bucket", "show", "vm3", code=64).err
+    assert (
+        "already a block device 'vm3', which is no bucket"
+        in command("bucket", "create", "vm3", "--exist-ok", code=73).err
+    )
+    assert "already a block device 'vm3'" in command("bucket", "create", "vm3", code=73).err
 
 
 def test_killed_nodes_lose_no_acknowledged_write(tmp_path: Path) -> None:
