@@ -19,6 +19,7 @@ from blockstore.runtime.sim.scheduler import run_simulated
 from blockstore.runtime.sim.world import Listener, Machine, World
 from chaos.history import History
 from tests.simulation import settings
+from tests.simulation.clones import Cloner
 from tests.simulation.cluster import SimCluster
 from tests.simulation.faults import Faults
 from tests.simulation.plan import CLOCK_RATES, Plan, draw_plan
@@ -33,6 +34,8 @@ RECOVERY_SECONDS = 30.0
 LIFE_SECONDS_MAX = 600.0
 """A seed takes about a minute of its own time; one that takes so long is stuck."""
 OPERATIONS_MIN = 300
+SEEDS_TO_ONE_WITH_CLONES = 4
+"""Each clone has an owner of its own: such a seed costs a third more."""
 
 
 @dataclass
@@ -147,6 +150,7 @@ class _Seed:
         logs.world = self.world
         self._tally = Tally()
         self._workloads: list[tuple[Workload, aio.Bucket]] = []
+        self._cloners: list[Cloner] = []
 
     async def run(self) -> None:
         world = self.world
@@ -185,6 +189,7 @@ class _Seed:
             "records replayed": watch.witness.n_replayed,
             "chunks dropped": watch.n_dropped,
             "records of moved values": watch.n_moved,
+            "clones": sum(cloner.n_made for cloner in self._cloners),
         }
         outcome.n_own_ends = self._cluster.n_own_ends
         outcome.seconds = trio.current_time()
@@ -257,6 +262,10 @@ class _Seed:
             ]
             if number % 2 == 0:
                 acts.append((fork(), workload.snapshotter(bucket, fork())))
+                if self._seed % SEEDS_TO_ONE_WITH_CLONES == 0:
+                    cloner = Cloner(workload, store, bucket, fork())
+                    self._cloners.append(cloner)
+                    acts.append((fork(), cloner.act))
             for rng, act in acts:
                 nursery.start_soon(workload.repeat, rng, act)
 
@@ -278,6 +287,17 @@ class _Seed:
             await self._cut_power_everywhere(store)
         for workload, bucket in self._workloads:
             await workload.verify(bucket)
+        for cloner in self._cloners:
+            await cloner.verify(store, self._pause)
+        if self._cloners and self._rng.random() < 0.5:
+            await self._delete_parents(store)
+
+    async def _delete_parents(self, store: aio.Store) -> None:
+        self.world.tell("what there are clones of is deleted")
+        for workload, _ in self._workloads:
+            await store.delete_bucket(workload.book.name)
+        for cloner in self._cloners:
+            await cloner.outlive(store, self._pause)
 
     async def _cut_power_everywhere(self, store: aio.Store) -> None:
         self.world.tell("power fails everywhere")

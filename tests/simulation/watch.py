@@ -6,6 +6,7 @@ its own queues. What is sealed is read from the disk and not through the node.""
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ from blockstore.codec.fragment_file import DATA_START
 from blockstore.codec.journal_record import ChunkDroppedRecord, JournalRecord, MovedRecord
 from blockstore.codec.run_file import Result
 from blockstore.daemon.node_shell import Node
-from blockstore.ids import ChunkId, DiskId
+from blockstore.ids import ChunkId, DiskId, VolumeId
 from blockstore.node.slots_shell import file_name
 from blockstore.volume.checkpoint import Written
 from blockstore.volume.checkpoint_shell import Appending
@@ -114,7 +115,7 @@ class Watch:
                 is_new = n_replayed == witness.n_replayed and not state.history_to_purge
                 if is_new and isinstance(record, ChunkDroppedRecord):
                     self.n_dropped += 1
-                    witness.on_dropped(state, record.chunk)
+                    witness.on_dropped(state, record.chunk, self._clones())
                 self.n_moved += is_new and isinstance(record, MovedRecord)
             except Violation as violation:
                 self.accuse(str(violation))
@@ -125,6 +126,13 @@ class Watch:
             yield
         finally:
             setattr(VolumeState, "apply", usual)  # noqa: B010
+
+    def _clones(self) -> frozenset[VolumeId]:
+        """Volumes that depend on others in the eyes of every node: one that is not there yet, or any more,
+        for one of them says nothing."""
+        running = self._running()
+        counts = Counter(clone.volume for _, node in running for clone in node.control.views.clones())
+        return frozenset(volume for volume, n in counts.items() if n == len(running))
 
     def _running(self) -> list[tuple[SimNode, Node]]:
         return [(one, one.node) for one in self._cluster.nodes if one.node is not None]

@@ -71,7 +71,7 @@ class Workload:
         self, book: BucketBook, tally: Tally, accuse: Callable[[str], None], think_seconds: float
     ) -> None:
         self.book, self.tally = book, tally
-        self._accuse = accuse
+        self.accuse = self._accuse = accuse
         self._think_seconds = think_seconds
         self._stopping = False
         self._n_values = 0
@@ -86,6 +86,9 @@ class Workload:
             await trio.sleep(rng.expovariate(1 / self._think_seconds))
             if not self._stopping:
                 await act()
+
+    async def attempt(self, what: str, act: Awaitable[object]) -> BlockStoreError | None:
+        return await self._try(what, act)
 
     async def _try(self, what: str, act: Awaitable[object]) -> BlockStoreError | None:
         """Carry it out; None, or the error, which is a violation unless it is a promised one."""
@@ -275,11 +278,14 @@ class Workload:
         if isinstance(error, NotFound) and str(error.fields[0]).startswith("snapshot "):
             self._accuse(f"{book.name}: snapshot {snapshot} is gone")
             return True
-        self.tally.n_reads += 1
-        bounds = book.snapshots[snapshot]
-        book.history.check_snapshot(snapshot, name, bounds, found[0] if found else None)
-        self._pass_on()
+        self.judge_snapshot(snapshot, name, book.snapshots[snapshot], found[0] if found else None)
         return True
+
+    def judge_snapshot(self, snapshot: str, name: str, bounds: Bounds, data: bytes | None) -> None:
+        """What an object was as of a snapshot."""
+        self.tally.n_reads += 1
+        self.book.history.check_snapshot(snapshot, name, bounds, data)
+        self._pass_on()
 
     # --- many writers for one object
 

@@ -5,12 +5,12 @@ when it does not hold; `tests/simulation/cores/test_checkers.py` shows each of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from blockstore.codec.journal_record import JournalRecord, MovedRecord
 from blockstore.codec.messages import Extent, Written
-from blockstore.codec.run_file import Result, decode_entries, decode_version
+from blockstore.codec.run_file import Result, decode_version
 from blockstore.ids import ChunkId, DiskId, RequestId, VolumeId
 from blockstore.volume.sorted_run import KeyState
 from blockstore.volume.state import VolumeState
@@ -44,6 +44,8 @@ class Witness:
         self._claims: dict[tuple[VolumeId, int], str] = {}
         self._named: set[ChunkId] = set()
         self._applied: dict[VolumeId, list[tuple[JournalRecord, Result]]] = {}
+        self._before: dict[VolumeId, int] = {}  # sequences of a clone that are its parent's
+        self._states: dict[VolumeId, VolumeState] = {}  # of who applied last
         self._carried_out: dict[RequestId, int] = {}
         self._sealed: dict[tuple[DiskId, ChunkId], tuple[int, bytes]] = {}
         self._rotten: set[tuple[DiskId, ChunkId]] = set()
@@ -87,16 +89,19 @@ class Witness:
         """Whoever applies a sequence applies the same record with the same result; a request takes effect
         once."""
         applied = self._applied.setdefault(state.volume, [])
-        if sequence <= len(applied):
+        # A clone's journal begins behind what its parent wrote, whose chunks it knows then.
+        before = self._before.setdefault(state.volume, sequence - 1 if state.chunks.foreign else 0)
+        self._states[state.volume] = state
+        if sequence - before <= len(applied):
             self.n_replayed += 1
-            if applied[sequence - 1] != (record, result):
+            if applied[sequence - before - 1] != (record, result):
                 raise Violation(
                     f"volume {state.volume}, sequence {sequence} was applied twice:\n"
                     f"  first {applied[sequence - 1]}\n  then  {(record, result)}"
                 )
             return
-        if sequence != len(applied) + 1:
-            raise Violation(f"volume {state.volume}: sequence {sequence} follows {len(applied)}")
+        if sequence != before + len(applied) + 1:
+            raise Violation(f"volume {state.volume}: sequence {sequence} follows {before + len(applied)}")
         applied.append((record, result))
         self.n_applied += 1
         if isinstance(record, MovedRecord):
@@ -107,23 +112,37 @@ class Witness:
             if first != sequence:
                 raise Violation(f"request {request} took effect at sequence {first} and at {sequence}")
 
-    def on_dropped(self, state: VolumeState, chunk: ChunkId) -> None:
-        """Its fragments are about to be deleted: nothing may refer to it."""
-        for key, (newest, older) in self._states(state.map).items():
+    def on_dropped(self, state: VolumeState, chunk: ChunkId, others: Collection[VolumeId] = ()) -> None:
+        """Its fragments are about to be deleted: nothing may refer to it, in this volume and in `others`,
+        which are there."""
+        self._check_unused(state, chunk)
+        for volume in others:
+            other = self._states.get(volume)
+            # One that is replaying is not what its volume is.
+            if (
+                other is not None
+                and chunk in other.chunks.foreign
+                and other.sequence == self._before[volume] + len(self._applied[volume])
+            ):
+                self._check_unused(other, chunk)
+
+    def _check_unused(self, state: VolumeState, chunk: ChunkId) -> None:
+        for key, (newest, older) in self._keys_of(state.map).items():
             for packed in older if newest is None else (newest, *older):
                 version = decode_version(packed)
                 if any(extent.chunk == chunk for extent in version.extents):
                     raise Violation(
-                        f"chunk {chunk} is deleted, and {key!r} at sequence {version.sequence} is in it"
+                        f"chunk {chunk} is deleted, and {key!r} of volume {state.volume} at sequence "
+                        f"{version.sequence} is in it"
                     )
 
-    def _states(self, keys: VersionedMap) -> dict[bytes, KeyState]:
+    def _keys_of(self, keys: VersionedMap) -> dict[bytes, KeyState]:
         """Of all keys, without asking any node for blocks."""
         states: dict[bytes, KeyState] = {}
         for run in reversed(keys.runs):
             data = memoryview(self.run_bytes[run.info.extents])
             for body in run.bodies(0, run.n_blocks, data[: run.info.index_at]):
-                states |= {key: (newest, older) for key, newest, older in decode_entries(body)}
+                states |= {key: (newest, older) for key, newest, older in run.entries_in(body)}
         for table in (keys._frozen, keys._recent):
             states |= {} if table is None else table.states
         return states

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from blockstore.codec.control_record import JournalChunk
-from blockstore.codec.journal_record import PutRecord
+from blockstore.codec.journal_record import AnchorRecord, ChunkOpenedRecord, PutRecord, SnapshotRecord
 from blockstore.codec.messages import ANY, Extent, Placement
-from blockstore.codec.run_file import decode_entries, decode_head
+from blockstore.codec.run_file import (
+    NO_JOURNAL,
+    Anchor,
+    ForeignChunk,
+    RunInfo,
+    decode_entries,
+    decode_head,
+    decode_root,
+    encode_root,
+)
 from blockstore.ids import ChunkId, DiskId, RequestId, SessionId, VolumeId
-from blockstore.volume.checkpoint import Checkpoints, Draft, Merged, Written, journal_from
+from blockstore.volume.checkpoint import (
+    Checkpoints,
+    Draft,
+    Merged,
+    Written,
+    head_of_clone,
+    journal_from,
+    root_of_clone,
+    serves_clone,
+)
 from blockstore.volume.state import VolumeState
 from tests.map_runs import RunStore
 
@@ -170,3 +188,52 @@ def test_the_journal_begins_with_the_chunk_that_the_checkpoint_names() -> None:
     named = tuple(JournalChunk(ChunkId(VOLUME, 1, number), (DiskId(1),), 9) for number in (1, 2, 3))
     assert journal_from(named, named[1].chunk) == named[1:]
     assert journal_from(named, ChunkId(VOLUME, 9, 9)) == named
+
+
+# --- clones
+
+
+def test_a_clone_does_not_begin_with_a_checkpoint_that_refers_to_what_is_gone() -> None:
+    """An older one has values where they were before they moved."""
+    state, store, checkpoints = VolumeState(VOLUME), RunStore(VOLUME), Checkpoints(None, ())
+    value = PutRecord(RequestId(SessionId(1), 1), 0, b"k", b"m", 3, 0, ANY, True)
+    opened = ChunkOpenedRecord(RequestId(SessionId(2), 1), 0, JOURNAL, PLACEMENT, 100, "journal")
+    state.apply(opened, 1, JOURNAL, 0)
+    state.apply(value, 2, JOURNAL, 0)
+    state.apply(SnapshotRecord(RequestId(SessionId(1), 2), 0, "s", 0.0), 3, JOURNAL, 0)
+
+    def checkpoint() -> None:
+        draft = checkpoints.begin(state, JOURNAL, 64, 1)
+        draft.on_written(store.write(b"".join(draft.blocks())), state)
+        finish(checkpoints, state, draft, 9)
+
+    def anchor() -> Anchor:
+        request = RequestId(SessionId(1), state.sequence + 1)
+        state.apply(AnchorRecord(request, 0, "s", "c"), state.sequence + 1, JOURNAL, 0)
+        return state.anchors[state.sequence]
+
+    assert not serves_clone(state, checkpoints.root, anchor())
+    checkpoint()
+    assert serves_clone(state, checkpoints.root, anchor())
+    state.chunks.drop(JOURNAL)
+    late = anchor()
+    assert not serves_clone(state, checkpoints.root, late)
+    put(state, b"l")
+    checkpoint()
+    assert serves_clone(state, checkpoints.root, late)
+
+
+def test_a_clones_head_reads_runs_as_of_its_snapshot_and_knows_where_all_chunks_are() -> None:
+    state = VolumeState(VOLUME)
+    opened = ChunkOpenedRecord(RequestId(SessionId(2), 1), 0, JOURNAL, PLACEMENT, 100, "journal")
+    state.apply(opened, 1, JOURNAL, 0)
+    other = ForeignChunk(ChunkId(VolumeId(2), 1, 1), PLACEMENT)
+    state.chunks.load_foreign([other])
+    own = RunInfo((), {}, 9, 8, 1, 5)
+    foreign = RunInfo((), {}, 9, 4, 1, 5, VolumeId(2), 4)
+    head = head_of_clone(state, (foreign, own), Anchor(9, 7, "s", "c", 3))
+    assert (head.sequence, head.n_live, head.journal_chunk) == (7, 3, NO_JOURNAL)
+    assert head.runs == (foreign, RunInfo((), {}, 9, 8, 1, 5, VOLUME, 7))
+    assert head.foreign == (other, ForeignChunk(JOURNAL, PLACEMENT))
+    assert (head.chunks, head.snapshots, head.sessions, head.anchors) == ((), (), (), ())
+    assert decode_root(encode_root(root_of_clone(VOLUME, 7, written(3)))).volume == VOLUME

@@ -7,7 +7,7 @@ import pytest
 from blockstore.codec.messages import Extent, Placement
 from blockstore.errors import InvalidRequest, Unavailable
 from blockstore.ids import ChunkId, DiskId, SessionId, VolumeId
-from blockstore.volume.chunk_table import DATA, OPEN, ChunkEntry, ChunkTable
+from blockstore.volume.chunk_table import DATA, EVERY_CHUNK, JOURNAL, OPEN, PACKED, ChunkEntry, ChunkTable
 
 CHUNK = ChunkId(VolumeId(1), 1, 1)
 CLIENT = SessionId(9)
@@ -151,3 +151,43 @@ def test_a_table_reads_back_as_it_was_stored() -> None:
 def test_a_chunk_with_a_hole_is_under_protected() -> None:
     assert table().under_protected() == (0, 0)
     assert table(placement=Placement(1, 2, (DiskId(1), DiskId(0), DiskId(3)))).under_protected() == (1, 1)
+
+
+def test_what_an_anchor_keeps_is_neither_dead_nor_emptied() -> None:
+    chunks = ChunkTable()
+    for number, opened in ((1, 5), (2, 9)):
+        for purpose, live in ((JOURNAL, 0), (PACKED, 10)):
+            chunk = ChunkId(VolumeId(1), number, live)
+            chunks.open_chunk(chunk, ChunkEntry(PLACEMENT, 100, purpose, CLIENT, 100, live, 100, 100, opened))
+
+    def emptied() -> list[ChunkId]:
+        return [chunk for chunk, _ in chunks.to_empty(NOTHING, lambda _: True, journals_too=True)]
+
+    of_1, of_2 = ChunkId(VolumeId(1), 1, 0), ChunkId(VolumeId(1), 2, 0)
+    full_1, full_2 = ChunkId(VolumeId(1), 1, 10), ChunkId(VolumeId(1), 2, 10)
+    assert (dead(chunks, gone=True), emptied()) == ([of_1, of_2], [full_1, full_2])
+    chunks.kept_to = 5
+    assert (dead(chunks, gone=True), emptied()) == ([of_2], [full_2])
+    assert chunks.kept_for_clones() == (2, 190)
+    chunks.kept_to = EVERY_CHUNK
+    assert (dead(chunks, gone=True), emptied()) == ([], [])
+    again = ChunkTable()
+    again.load(chunks.to_stored())
+    again.kept_to = 5
+    assert dead(again, gone=True) == [of_2]
+
+
+def test_a_foreign_chunk_is_found_and_is_nothing_to_count_or_drop() -> None:
+    chunks, other = table(), ChunkId(VolumeId(2), 1, 1)
+    with pytest.raises(Unavailable):
+        chunks.placements_of([extent(0, 10, other)])
+    chunks.foreign[other] = PLACEMENT
+    assert chunks.placements_of([extent(0, 10, other)]) == {other: PLACEMENT}
+    chunks.add_live([extent(0, 10, other)])
+    chunks.free([extent(0, 10, other), extent(0, 10, other)])
+    assert dead(chunks, gone=True) == []
+    assert chunks.totals()["live_bytes"] == 0
+    assert not chunks.may_refer([extent(0, 10, other)], 1)
+    again = ChunkTable()
+    again.load_foreign(chunks.foreign_to_stored())
+    assert again.foreign == chunks.foreign

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from blockstore.codec.run_file import RunEntry, StoredVersion, encode_version
@@ -203,3 +204,30 @@ def test_a_run_that_is_not_needed_leaves_nothing_and_takes_nothing_of_others() -
     assert cache.size == size // 2
     assert one.missing_at(b"") is not None
     assert list(other.entries_from(b"")) == entries(5)
+
+
+@pytest.mark.parametrize("as_of", [3, 5, 6, 20])
+def test_a_run_of_another_volume_says_what_was_visible_at_a_sequence(as_of: int) -> None:
+    def version(sequence: int, meta: bytes | None = b"m") -> bytes:
+        return encode_version(StoredVersion(sequence, meta))
+
+    histories: dict[bytes, list[tuple[int, bytes | None]]] = {
+        b"a": [(4, b"m")],
+        b"b": [(6, b"m"), (2, b"m")],
+        b"c": [(9, None), (5, b"m"), (3, b"m")],
+        b"d": [(9, b"m"), (5, None), (3, b"m")],
+        b"e": [],
+    }
+    packed: list[RunEntry] = []
+    for key, history in histories.items():
+        stored = [version(*one) for one in history]
+        packed.append((key, stored[0], tuple(stored[1:])) if stored else (key, None, ()))
+    store, cache = RunStore(VolumeId(2), 1), BlockCache()
+    info = store.run_of(packed, cache).info
+    run = store.open(msgspec.structs.replace(info, volume=VolumeId(2), as_of=as_of), cache)
+    for key, history in histories.items():
+        seen = next((one for one in history if one[0] <= as_of), None)
+        expected = (None if seen is None or seen[1] is None else version(*seen), ())
+        assert store.asked(lambda: find(run, key)) == expected, key  # noqa: B023
+        assert (key, *expected) in store.entries_of(run)
+    assert not any(run.has_history(block) for block in range(run.n_blocks))
