@@ -10,7 +10,7 @@ devices held delays their writers by HOLD_SECONDS."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from blockstore.api.block_reading import fetch_size, words
@@ -39,12 +39,14 @@ async def snapshot_together(
     is_one_instant = False
     try:
         caller = sessions[0].cluster.caller
-        until = caller.now() + min(timeout, HOLDING_SECONDS)
+        left_behind: set[bytes] = set()
         for session in sessions:
             await fetch_size(session, 0, timeout)  # it is a whole device
+            left_behind.add(await _left_behind(session, timeout))
+        until = caller.now() + min(timeout, HOLDING_SECONDS)
         hold = sessions[0].cluster.rng.getrandbits(8 * TOKEN_BYTES).to_bytes(TOKEN_BYTES, "big")
         for session in sessions:
-            holds.append((session, *await _hold(session, hold, until)))
+            holds.append((session, *await _hold(session, hold, left_behind, until)))
         for session in sessions:
             left = max(0.0, until - caller.now())
             taken.append((session, await session.ask(SnapshotCreate(name), SnapshotRecord, left)))
@@ -66,7 +68,23 @@ async def snapshot_together(
                     await session.change(SnapshotDelete(name), timeout)
 
 
-async def _hold(session: VolumeSession, hold: bytes, until: float) -> tuple[WriterMark, int]:
+async def _left_behind(session: VolumeSession, timeout: float) -> bytes:
+    """Whose hold stays for longer than anybody holds a device: it died, or the device is a clone of what was
+    held; and no writer is there who would have ended it. Empty when there is none."""
+    caller = session.cluster.caller
+    _, first = await fetch_mark(session, timeout)
+    until = caller.now() + HOLDING_SECONDS
+    while first.hold and caller.now() < until:
+        await caller.sleep(HOLD_PAUSE_SECONDS)
+        _, mark = await fetch_mark(session, timeout)
+        if mark != first:
+            return b""
+    return first.hold
+
+
+async def _hold(
+    session: VolumeSession, hold: bytes, left_behind: Collection[bytes], until: float
+) -> tuple[WriterMark, int]:
     """The writer's mark as it was, and the sequence that it has as held."""
     caller = session.cluster.caller
     for _ in range(HOLD_ATTEMPTS_MAX):
@@ -74,10 +92,10 @@ async def _hold(session: VolumeSession, hold: bytes, until: float) -> tuple[Writ
         if left <= 0:
             break
         sequence, mark = await fetch_mark(session, left)
-        if not mark.hold:
+        if not mark.hold or mark.hold in left_behind:
             with suppress(PreconditionFailed):
                 held = await put_mark(session, WriterMark(mark.token, hold), sequence, left)
-                return mark, held
+                return WriterMark(mark.token), held
         await caller.sleep(HOLD_PAUSE_SECONDS)
     raise Unavailable(f"The writes of {words(session.name)} could not be held; try again.")
 

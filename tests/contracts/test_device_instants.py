@@ -168,6 +168,21 @@ async def test_what_a_writer_did_not_wait_for_is_not_kept(
         assert await device.snapshots() == []
 
 
+async def test_a_hold_that_was_left_behind_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who held the device died, and it has no writer; or it is a clone of what was held."""
+    monkeypatch.setattr(block_holding, "HOLDING_SECONDS", 0.3)
+    async with aio.open(tmp_path / "store") as store:
+        await store.create_block_device("vm", MiB)
+        session = store.session("vm", KIND)
+        sequence, mark = await fetch_mark(session, 5)
+        await put_mark(session, WriterMark(mark.token, b"12345678"), sequence, 5)
+        (taken,) = await store.snapshot_block_devices(["vm"], "s")
+        assert (taken.device, taken.name) == ("vm", "s")
+        assert (await fetch_mark(session, 5))[1] == mark
+
+
 # --- what a client remembers
 
 
