@@ -162,7 +162,7 @@ def _control_snapshot() -> Decoder:
 def _map_file() -> Decoder:
     rng = chance("map-file")
     corpus = list[bytes]()
-    for n_keys in (3, 40):
+    for n_keys in (1, 4):
         builder = MapBuilder("cluster", CHUNK.volume, 5, b"k", None)
         version = msgspec.structs.replace(values_of(messages.Entry, rng, 1)[0], meta=b"m")
         entries = tuple(msgspec.structs.replace(version, key=b"key-%03d" % n) for n in range(n_keys))

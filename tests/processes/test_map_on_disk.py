@@ -22,7 +22,7 @@ from blockstore.volume.sorted_run import BlockCache
 from blockstore.volume.versioned_map import VersionedMap
 
 N_OPENED = 3
-N_OPERATIONS = 1_500
+N_OPERATIONS = 900
 N_KEYS = 2_000
 SNAPSHOTS_MAX = 5
 
