@@ -38,14 +38,18 @@ soak: $(VENV)/installed-dev
 
 # --- checks: stop at the first that fails
 
-# The proofs compute, most of the others wait: beside each other both processors are in use. The proofs yield.
+# The proofs compute, the others mostly wait for disks and daemons: beside each other both processors are in use. The
+# proofs yield.
 test: lint types
-	@echo "== pytest ($(PROOFS) beside the others; what they say follows)"
+	@echo "== pytest: tests/processes; beside it the quick ones and the proofs, what they say follows"
 	@nice -n 19 $(BIN)/python -m pytest $(PROOFS) >$(VENV)/proofs.log 2>&1 & proofs=$$!; \
-	  trap 'kill $$proofs 2>/dev/null' EXIT INT TERM; \
-	  $(BIN)/python -m pytest $(PROOFS:%=--ignore=%); others=$$?; \
+	  $(BIN)/python -m pytest $(PROOFS:%=--ignore=%) --ignore=tests/processes >$(VENV)/quick.log 2>&1 & quick=$$!; \
+	  trap 'kill $$proofs $$quick 2>/dev/null' EXIT INT TERM; \
+	  $(BIN)/python -m pytest tests/processes; found=$$?; \
+	  echo "== waiting for the quick ones (tail -f $(VENV)/quick.log)"; \
+	  wait $$quick || found=1; cat $(VENV)/quick.log; \
 	  echo "== waiting for the proofs (tail -f $(VENV)/proofs.log)"; \
-	  wait $$proofs; found=$$?; trap - EXIT; cat $(VENV)/proofs.log; exit $$((others | found))
+	  wait $$proofs || found=1; trap - EXIT; cat $(VENV)/proofs.log; exit $$found
 
 lint: $(VENV)/installed-dev
 	@echo "== ruff check"
