@@ -13,7 +13,7 @@ from typing import Self
 import trio
 
 from blockstore.api.block_diff import RangeCursor
-from blockstore.api.block_reading import SnapshotMap, choose, fetch_size, read_range, words
+from blockstore.api.block_reading import SnapshotKeeper, choose, fetch_size, read_range, words
 from blockstore.api.block_writing import BlockWriting, Writer, take_over
 from blockstore.api.cloning import clone_of, flatten
 from blockstore.api.history import Moment, fetch_snapshots
@@ -39,7 +39,7 @@ class DeviceSnapshot:
 
     def __init__(self, session: VolumeSession, record: SnapshotRecord, size: int) -> None:
         self._session = session
-        self._map = SnapshotMap()
+        self._map = SnapshotKeeper()
         self.device = session.name
         self.record = record
         self.name = record.name

@@ -28,6 +28,9 @@ HOLD_ATTEMPTS_MAX = 20
 
 HOLD_PAUSE_SECONDS = 0.05
 
+UNDO_SECONDS = 3.0
+"""For letting go, and deleting what was taken, when it came to nothing."""
+
 
 async def snapshot_together(
     sessions: Sequence[VolumeSession], name: str, timeout: float
@@ -37,8 +40,8 @@ async def snapshot_together(
     holds: list[tuple[VolumeSession, WriterMark, int]] = []
     taken: list[tuple[VolumeSession, SnapshotRecord]] = []
     is_one_instant = False
+    caller = sessions[0].cluster.caller
     try:
-        caller = sessions[0].cluster.caller
         left_behind: set[bytes] = set()
         for session in sessions:
             await fetch_size(session, 0, timeout)  # it is a whole device
@@ -59,13 +62,14 @@ async def snapshot_together(
             )
         return [(record, await fetch_size(session, record.sequence, timeout)) for session, record in taken]
     finally:
-        if holds:
-            with suppress(BlockStoreError):
-                await _release(holds, timeout)
-        if not is_one_instant:
-            for session, _ in taken:
+        with caller.undoing(UNDO_SECONDS):
+            if holds:
                 with suppress(BlockStoreError):
-                    await session.change(SnapshotDelete(name), timeout)
+                    await _release(holds, min(timeout, UNDO_SECONDS))
+            if not is_one_instant:
+                for session, _ in taken:
+                    with suppress(BlockStoreError):
+                        await session.change(SnapshotDelete(name), min(timeout, UNDO_SECONDS))
 
 
 async def _left_behind(session: VolumeSession, timeout: float) -> bytes:

@@ -16,7 +16,7 @@ from blockstore.api.many_values import Looked
 from blockstore.api.session import VolumeSession
 from blockstore.api.snapshot import choose_snapshot
 from blockstore.chunk.chunk_shell import Want
-from blockstore.codec.messages import KeyPage, ListKeys, Placement, SnapshotRecord
+from blockstore.codec.messages import ListKeys, Placement, SnapshotRecord
 from blockstore.errors import (
     BlockStoreError,
     InvalidRequest,
@@ -77,7 +77,7 @@ class MapKeeper(Protocol):
         ...
 
 
-class SnapshotMap:
+class SnapshotKeeper:
     """A snapshot never changes: what was ever known of it stays right."""
 
     def __init__(self) -> None:
@@ -289,7 +289,7 @@ async def fetch_versions(
     """A page of the versions in [start, end) of the device's keys, and where the rest starts; empty: this was
     all."""
     op = ListKeys(block.SPAN_PREFIX, b"", b"", 1_000, at, start)
-    page = await session.ask(op, KeyPage, timeout)
+    page = await session.fetch_page(op, timeout)
     versions = [
         Version(entry.key, entry.sequence, entry.size, entry.meta)
         for entry in page.entries

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from blockstore.api import block_device as async_device
 from blockstore.api.block_diff import RangeCursor
-from blockstore.api.block_reading import SnapshotMap, read_range
+from blockstore.api.block_reading import SnapshotKeeper, read_range
 from blockstore.api.block_writing import Writer
 from blockstore.api.bridge import Bridge
 from blockstore.api.history import Moment
@@ -26,7 +26,7 @@ class DeviceSnapshot:
 
     def __init__(self, bridge: Bridge, device: str, record: SnapshotRecord, size: int) -> None:
         self._bridge = bridge
-        self._map = SnapshotMap()
+        self._map = SnapshotKeeper()
         self.device = device
         self.name = record.name
         self.sequence = record.sequence

@@ -39,6 +39,7 @@ BLOCKS_BYTES_MAX = 8 * MiB
 PLACES_MAX = 50_000
 SUFFIX = ".map"
 PART_SUFFIX = ".part"
+LEFT_SECONDS = 3_600.0
 
 T = TypeVar("T")
 
@@ -232,13 +233,16 @@ def open_map(path: Path) -> SnapshotMap:
 
 
 def _remove_old(directory: Path, kept: Path) -> None:
-    """Files that are in use stay readable: they are mapped."""
+    """Files that are in use stay readable: they are mapped. A part that nobody has written to for an hour was
+    left by a process that was killed."""
     found: list[tuple[float, int, Path]] = []
     for path in directory.iterdir():
-        if path.suffix == SUFFIX and path != kept:
-            with suppress(OSError):  # another process removes as well
-                state = path.stat()
+        with suppress(OSError):  # another process removes as well
+            state = path.stat()
+            if path.suffix == SUFFIX and path != kept:
                 found.append((state.st_mtime, state.st_size, path))
+            elif path.suffix == PART_SUFFIX and state.st_mtime < kept.stat().st_mtime - LEFT_SECONDS:
+                path.unlink()
     left = DIRECTORY_BYTES_MAX - kept.stat().st_size
     for _, size, path in sorted(found, reverse=True):
         left -= size

@@ -21,6 +21,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -106,6 +107,9 @@ class BlockingCaller:
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(max(0.0, seconds))  # noqa: ASYNC251 - this is the thread's own wait; there is no loop
+
+    def undoing(self, seconds: float) -> AbstractContextManager[object]:
+        return nullcontext()  # nobody cancels a thread
 
     def close(self) -> None:
         """What is under way fails with ConnectionLost. A later call dials anew."""

@@ -10,6 +10,7 @@ the call that registered them, and must not block or raise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
@@ -243,6 +244,11 @@ class Caller(Protocol):
     def flight(self) -> Flight: ...
 
     async def sleep(self, seconds: float) -> None: ...
+
+    def undoing(self, seconds: float) -> AbstractContextManager[object]:
+        """What is awaited in it goes on for so long although the task is cancelled: it takes back what others
+        must not be left with."""
+        ...
 
 
 # --- bus: small messages among nodes that may be lost

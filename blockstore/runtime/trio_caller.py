@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,9 @@ class TrioCaller:
 
     async def sleep(self, seconds: float) -> None:
         await self._clock.sleep_until(self._clock.now() + seconds)
+
+    def undoing(self, seconds: float) -> AbstractContextManager[object]:
+        return trio.CancelScope(shield=True, deadline=trio.current_time() + seconds)
 
 
 class TrioFlight:

@@ -38,7 +38,7 @@ from blockstore.errors import BlockStoreError, Busy, TransactionConflict, Unavai
 from blockstore.ids import RequestId
 from blockstore.volume.checkpoint_shell import Checkpointer
 from blockstore.volume.owner import OnResult, Owner
-from blockstore.volume.record_shell import RecordShell
+from blockstore.volume.record_shell import RecordShell, wait_for_news
 from blockstore.volume.world import World
 
 log = logging.getLogger("blockstore.volume")
@@ -46,8 +46,6 @@ log = logging.getLogger("blockstore.volume")
 WAITING_MAX = 64
 """Clones to be made, one after the other, each in a second at most: a minute's worth."""
 LOOK_SECONDS = 2.0
-CONFLICT_SECONDS = 0.02
-"""After a conflict: how long this copy of control may take to learn what changed."""
 
 Applied = Callable[[RequestId, JournalRecord], Awaitable[Result]]
 """What a record came to, once it is durable and applied."""
@@ -161,8 +159,7 @@ class CloneShell:
                     raise Busy("the volume, which has just become independent of others") from None
                 if clock.now() >= deadline:
                     raise Unavailable("The volume changed all the time; clone it once more.") from None
-                with trio.move_on_after(CONFLICT_SECONDS):
-                    await control.changed(revision)
+                await wait_for_news(control, revision)
                 continue
             control.event("volume-created", f"{op.clone!r} exists, a clone of {op.name!r}.")
             return
@@ -188,6 +185,8 @@ class CloneShell:
         """Fix what a former owner left open, release what no clone needs."""
         since = self._making_since
         idle = [one for number, one in self._state.anchors.items() if since is None or number <= since]
+        if not idle:
+            return
         needed = self._world.control.views.anchors_of(self._volume)
         for one in idle:
             if one.anchor in needed and one.until == ANCHOR_OPEN:

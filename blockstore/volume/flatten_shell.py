@@ -23,10 +23,10 @@ from blockstore.control.views import is_to_flatten
 from blockstore.errors import BlockStoreError, TransactionConflict
 from blockstore.ids import ChunkId
 from blockstore.volume.checkpoint_shell import Checkpointer
-from blockstore.volume.clone_shell import CONFLICT_SECONDS, Applied
+from blockstore.volume.clone_shell import Applied
 from blockstore.volume.owner import Owner
 from blockstore.volume.packing_shell import Packer
-from blockstore.volume.record_shell import RecordShell
+from blockstore.volume.record_shell import RecordShell, wait_for_news
 from blockstore.volume.world import World
 
 log = logging.getLogger("blockstore.volume")
@@ -106,8 +106,7 @@ class FlattenShell:
                     planned.compares, planned.puts, planned.deletes, request=request, deadline=deadline
                 )
             except TransactionConflict:
-                with trio.move_on_after(CONFLICT_SECONDS):
-                    await control.changed(revision)
+                await wait_for_news(control, revision)
                 continue
             log.info("flattened volume=%d", self._volume)
             control.event("volume-flattened", f"Volume {self._volume} is independent of others now.")

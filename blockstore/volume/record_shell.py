@@ -11,6 +11,7 @@ import trio
 from blockstore.codec.control_record import JournalChunk, VolumeRecord, encode_record
 from blockstore.codec.messages import Compare
 from blockstore.config import OPERATION_SECONDS
+from blockstore.control.control_shell import Control
 from blockstore.control.views import volume_key
 from blockstore.errors import TransactionConflict
 from blockstore.ids import RequestId, SessionId
@@ -18,9 +19,19 @@ from blockstore.volume.world import World
 
 JournalList = tuple[JournalChunk, ...]
 
+CONFLICT_SECONDS = 0.02
+"""So long is waited for news before a change is tried again."""
+
 
 class Deposed(Exception):
     """Somebody else owns the volume by now, or it is gone. The owner stops; nothing is lost."""
+
+
+async def wait_for_news(control: Control, revision: int) -> None:
+    """After a conflict: this copy of control may be behind the leader that judged; look again when it has
+    caught up."""
+    with trio.move_on_after(CONFLICT_SECONDS):
+        await control.changed(revision)
 
 
 class RecordShell:
@@ -49,7 +60,7 @@ class RecordShell:
         deadline = self._world.clock.now() + OPERATION_SECONDS
         async with self._lock:
             while True:
-                revision = self._world.control.views.modified(key)
+                known = self._world.control.revision
                 current = self.current()
                 wanted = msgspec.structs.replace(
                     current,
@@ -59,14 +70,12 @@ class RecordShell:
                 self._n_requests += 1
                 try:
                     await self._world.control.transact(
-                        (Compare(key, revision),),
+                        (Compare(key, self._world.control.views.modified(key)),),
                         ((key, encode_record(wanted)),),
                         request=RequestId(self._session, self._n_requests),
                         deadline=deadline,
                     )
                 except TransactionConflict:
-                    # The copy here may be behind the leader that judged: look again when it has caught up.
-                    with trio.move_on_after(0.02):
-                        await self._world.control.changed(self._world.control.revision)
+                    await wait_for_news(self._world.control, known)
                     continue
                 return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
+import time
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ import blockstore
 from blockstore import aio
 from blockstore.api import snapshot_map
 from blockstore.api.session import VolumeSession
-from blockstore.api.snapshot_map import SUFFIX
+from blockstore.api.snapshot_map import LEFT_SECONDS, PART_SUFFIX, SUFFIX
 from blockstore.codec.messages import Placement
 from blockstore.codec.run_file import StoredVersion
 from blockstore.daemon.local_cluster import LocalCluster
@@ -159,6 +161,19 @@ def test_maps_in_a_directory_are_bounded(
     assert [path.suffix for path in tmp_path.iterdir()] == [SUFFIX]
     assert first.get(NAMES[7]) == content(NAMES[7])
     assert second.get(NAMES[100]) == content(NAMES[100])
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(
+    snapshot: blockstore.Snapshot, tmp_path: Path
+) -> None:
+    left, written = tmp_path / f"left{PART_SUFFIX}", tmp_path / f"written{PART_SUFFIX}"
+    for path in (left, written):
+        path.touch()
+    long_ago = time.time() - LEFT_SECONDS - 60
+    os.utime(left, (long_ago, long_ago))
+    snapshot.cached(tmp_path, prefix="train/00")
+    assert not left.exists()
+    assert written.exists()
 
 
 def test_a_map_too_large_for_memory_says_what_to_do(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -17,6 +18,7 @@ from blockstore.api import block_holding, block_writing
 from blockstore.api.block_device import BlockDevice
 from blockstore.api.block_writing import fetch_mark, put_mark, take_over
 from blockstore.api.session import VolumeSession
+from blockstore.codec.messages import SnapshotCreate
 from blockstore.errors import AlreadyExists, InvalidRequest, NotFound, TakenOver, Unavailable
 from blockstore.ids import MiB
 from blockstore.kinds.block import BLOCK_BYTES, KIND, WriterMark
@@ -254,3 +256,30 @@ async def test_what_was_moved_is_found_again(tmp_path: Path) -> None:
         placements[wrong[0]] = placements[extent.chunk]
         assert await device.read(5, 3) == b"111"
         assert await device.read(0, MiB) == b"1" * MiB
+
+
+async def test_who_is_cancelled_meanwhile_leaves_no_snapshot_and_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second snapshot never comes: both devices are held by then, and one snapshot is there."""
+    ask = VolumeSession.ask
+    is_stuck = trio.Event()
+
+    async def ask_or_wait(session: VolumeSession, op: Any, kind: Any, *rest: Any) -> Any:
+        if isinstance(op, SnapshotCreate) and session.name == "two":
+            is_stuck.set()
+            await trio.sleep_forever()
+        return await ask(session, op, kind, *rest)
+
+    async with aio.open(tmp_path) as store:
+        devices = [await store.create_block_device(name, MiB) for name in ("one", "two")]
+        monkeypatch.setattr(VolumeSession, "ask", ask_or_wait)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.snapshot_block_devices, ["one", "two"], "s")
+            await is_stuck.wait()
+            assert len(await devices[0].snapshots()) == 1
+            nursery.cancel_scope.cancel()
+        assert await devices[0].snapshots() == []
+        with trio.fail_after(block_writing.HOLD_SECONDS / 2):
+            for device in devices:
+                await device.write(0, b"x")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import log
 from typing import Any
@@ -290,6 +291,9 @@ class SimCaller:
         if isinstance(outcome, BlockStoreError):
             raise outcome
         return outcome
+
+    def undoing(self, seconds: float) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def flight(self) -> SimFlight:
         return SimFlight(self)

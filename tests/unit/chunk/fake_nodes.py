@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -153,6 +154,9 @@ class FakeCluster:
             self._clock = max(self._clock, when)
         else:
             await trio.sleep_until(when)
+
+    def undoing(self, seconds: float) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def flight(self) -> FakeFlight:
         return FakeFlight(self)
