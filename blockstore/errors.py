@@ -54,7 +54,7 @@ class AlreadyExists(BlockStoreError):
     """Fields: what exists, as words."""
 
     exit_code = 73  # EX_CANTCREAT
-    next_step = "Choose another name, or use what is there; making a bucket knows `exist_ok` (--exist-ok)."
+    next_step = "Choose another name, or use what is there; only making a bucket knows `exist_ok`."
 
     def __str__(self) -> str:
         return f"There is already a {self.fields[0]}."

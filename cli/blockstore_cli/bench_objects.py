@@ -22,6 +22,7 @@ import trio
 from blockstore import aio
 from blockstore.daemon.local_cluster import LocalCluster
 from blockstore.ids import KiB, MiB
+from blockstore_cli.bench_values import name_of, value_of
 from blockstore_cli.copying import in_flight, run
 from blockstore_cli.dev import wait_until_settled
 from blockstore_cli.output import note
@@ -72,11 +73,13 @@ async def _measure(cluster: LocalCluster, n_objects: int) -> dict[str, Any]:
         node.kill()
         node.spawn()
         middle = n_objects // 2
-        first_answer = await bucket.get(_name(middle), timeout=ANSWER_SECONDS_MAX)
+        first_answer = await bucket.get(name_of(middle), timeout=ANSWER_SECONDS_MAX)
         answered = time.perf_counter() - killed
         await trio.to_thread.run_sync(node.wait_ready)
         after = await bucket.facts()
-        n_wrong = (first_answer != _value(middle, content)) + await _check(bucket, n_objects, content)
+        n_wrong = (first_answer != value_of(middle, content, OBJECT_BYTES)) + await _check(
+            bucket, n_objects, content
+        )
     return {
         "objects": n_objects,
         "object_bytes": OBJECT_BYTES,
@@ -104,7 +107,7 @@ async def _fill(bucket: aio.Bucket, numbers: range, content: bytes) -> float:
 
 
 async def _put(bucket: aio.Bucket, content: bytes, number: int) -> None:
-    await bucket.put(_name(number), _value(number, content))
+    await bucket.put(name_of(number), value_of(number, content, OBJECT_BYTES))
 
 
 async def _look(bucket: aio.Bucket, n_objects: int, content: bytes) -> dict[str, float]:
@@ -113,11 +116,11 @@ async def _look(bucket: aio.Bucket, n_objects: int, content: bytes) -> dict[str,
     gets: list[float] = []
     for number in rng.choices(range(n_objects), k=N_GETS):
         began = time.perf_counter()
-        await bucket.get(_name(number))
+        await bucket.get(name_of(number))
         gets.append(time.perf_counter() - began)
 
     async def get(number: int) -> None:
-        await bucket.get(_name(number))
+        await bucket.get(name_of(number))
 
     numbers = rng.choices(range(n_objects), k=N_GETS)
     began = time.perf_counter()
@@ -153,18 +156,10 @@ async def _look(bucket: aio.Bucket, n_objects: int, content: bytes) -> dict[str,
 async def _check(bucket: aio.Bucket, n_objects: int, content: bytes) -> int:
     """How many of some objects, drawn at random, are not what was put."""
     numbers = random.Random(1).choices(range(n_objects), k=N_CHECKED)
-    found = await bucket.read_many([_name(number) for number in numbers])
-    return sum(value != _value(number, content) for number, value in zip(numbers, found, strict=True))
-
-
-def _name(number: int) -> str:
-    """Neighbours in time are none in the bucket's order."""
-    return f"{number * 2_654_435_761 % 2**32:08x}-{number}"
-
-
-def _value(number: int, content: bytes) -> bytes:
-    start = number * 7 % (len(content) - OBJECT_BYTES)
-    return content[start : start + OBJECT_BYTES]
+    found = await bucket.read_many([name_of(number) for number in numbers])
+    return sum(
+        value != value_of(number, content, OBJECT_BYTES) for number, value in zip(numbers, found, strict=True)
+    )
 
 
 def _rss_bytes(pid: int) -> int:

@@ -24,6 +24,7 @@ import trio
 from blockstore import aio
 from blockstore.daemon.local_cluster import LocalCluster
 from blockstore.ids import KiB, MiB
+from blockstore_cli.bench_values import name_of, value_of
 from blockstore_cli.copying import in_flight, run
 from blockstore_cli.dev import wait_until_settled
 from blockstore_cli.output import note, size
@@ -103,7 +104,7 @@ async def _fill(bucket: aio.Bucket, n_objects: int, content: bytes) -> None:
 
     async def put(number: int) -> None:
         nonlocal told
-        await bucket.put(_name(number), _value(number, content))
+        await bucket.put(name_of(number), value_of(number, content, OBJECT_BYTES))
         if time.monotonic() - told > 10:
             told = time.monotonic()
             note(f"  {bucket.name}: {number:,} of {n_objects:,} objects")
@@ -136,7 +137,7 @@ async def _read(bucket: aio.Bucket, n_objects: int, content: bytes, n_at_once: i
     n_read, took = 0, 0.0
     while took < seconds:
         numbers = [rng.randrange(n_objects) for _ in range(n_at_once)]
-        names = [_name(number) for number in numbers]
+        names = [name_of(number) for number in numbers]
         began = time.perf_counter()
         found: Sequence[bytes] = (
             await bucket.read_many(names) if n_at_once > 1 else [await bucket.get(names[0])]
@@ -144,19 +145,11 @@ async def _read(bucket: aio.Bucket, n_objects: int, content: bytes, n_at_once: i
         took += time.perf_counter() - began
         n_read += n_at_once
         for number, value in zip(numbers, found, strict=True):
-            assert value == _value(number, content), f"object {_name(number)} came back wrong"
+            assert value == value_of(number, content, OBJECT_BYTES), (
+                f"object {name_of(number)} came back wrong"
+            )
     note(f"  {bucket.name}, {n_at_once} at a time: {n_read / took:,.0f} objects/s")
     return n_read / took
-
-
-def _name(number: int) -> str:
-    """Neighbours in time are none in the bucket's order."""
-    return f"{number * 2_654_435_761 % 2**32:08x}-{number}"
-
-
-def _value(number: int, content: bytes) -> bytes:
-    start = number * 4_099 % (len(content) - OBJECT_BYTES)
-    return content[start : start + OBJECT_BYTES]
 
 
 def _allocated(cluster: LocalCluster) -> int:

@@ -17,9 +17,10 @@ import blockstore
 from blockstore.api.value_source import open_file
 from blockstore.errors import InvalidRequest, NotFound, of_path
 from blockstore.ids import MiB
+from blockstore.kinds.block import check_size
 from blockstore_cli.address import parse_place
 from blockstore_cli.flattening import clone_facts, flatten
-from blockstore_cli.output import answer, confirm, size, table, when
+from blockstore_cli.output import answer, confirm, facts_table, size, table, when
 from blockstore_cli.settings import Noun, example, settings
 from blockstore_cli.tree import regular_file
 
@@ -101,16 +102,7 @@ def show(name: str) -> None:
             **found.facts(),
         }
         snapshots = [one.name for one in found.snapshots()]
-    rows = [
-        (
-            title.replace("_", " "),
-            size(value) if title.endswith("bytes") and not isinstance(value, str) else str(value),
-        )
-        for title, value in facts.items()
-        if title != "snapshots"
-    ]
-    rows.append(("snapshots", ", ".join(snapshots) or "none"))
-    answer({**facts, "snapshots": snapshots}, table(("WHAT", "VALUE"), rows))
+    answer({**facts, "snapshots": snapshots}, facts_table(facts, snapshots))
 
 
 @block.command("resize", epilog=example("blockstore block resize vm1 40G"))
@@ -121,6 +113,7 @@ def resize(name: str, n_bytes: int, yes: bool) -> None:
     """Make a device larger, or smaller: what is cut off is gone, save for snapshots."""
     with settings().open() as store:
         former = store.block_device(name).size
+        check_size(n_bytes)  # before anybody is asked
         if n_bytes < former:
             confirm(f"Cut block device {name!r} from {size(former)} to {size(n_bytes)}", yes)
         store.block_device(name, writable=True).resize(n_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from blockstore_cli.flattening import clone_facts, flatten
-from blockstore_cli.output import answer, confirm, size, table
+from blockstore_cli.output import answer, confirm, facts_table, table
 from blockstore_cli.settings import Noun, example, settings
 
 
@@ -48,13 +48,7 @@ def show(name: str) -> None:
             "name": found.name, "policy": found.policy, **clone_facts(found, store.buckets), **found.facts(),
         }  # fmt: skip
         snapshots = [one.name for one in found.snapshots()]
-    rows = [
-        (title.replace("_", " "), _cell(title, value))
-        for title, value in facts.items()
-        if title != "snapshots"
-    ]
-    rows.append(("snapshots", ", ".join(snapshots) or "none"))
-    answer({**facts, "snapshots": snapshots}, table(("WHAT", "VALUE"), rows))
+    answer({**facts, "snapshots": snapshots}, facts_table(facts, snapshots))
 
 
 @bucket.command("flatten", epilog=example("blockstore bucket flatten experiment-42"))
@@ -80,7 +74,3 @@ def delete(name: str, yes: bool, even_held: bool) -> None:
         confirm(f"Delete bucket {name!r} with all its objects and snapshots", yes)
         store.delete_bucket(name, even_held=even_held)
     answer({"deleted": name}, f"Bucket {name} is deleted.")
-
-
-def _cell(title: str, value: int | float | str) -> str:
-    return size(value) if title.endswith("bytes") and not isinstance(value, str) else str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -50,6 +50,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], right: str = 
         ).rstrip()
         for row in cells
     )
+
+
+def facts_table(facts: Mapping[str, int | float | str], snapshots: Sequence[str]) -> str:
+    """What is known of a volume."""
+    rows = [
+        (
+            title.replace("_", " "),
+            size(value) if title.endswith("bytes") and not isinstance(value, str) else str(value),
+        )
+        for title, value in facts.items()
+        if title != "snapshots"
+    ]
+    rows.append(("snapshots", ", ".join(snapshots) or "none"))
+    return table(("WHAT", "VALUE"), rows)
 
 
 def size(n_bytes: float) -> str:

@@ -106,18 +106,17 @@ def clone(source: str, name: str) -> None:
 
     Neither sees what is changed in the other. The snapshot and what it is of may be deleted afterwards.
     """
-    place = parse_place(source)
-    if not place.snapshot or place.name:
+    parent, _, of = source.partition("@")
+    if not (parent and of) or ":" in source:
         raise InvalidRequest(f"{source!r} is not NAME@SNAPSHOT; `blockstore snapshot list` names snapshots.")
     with settings().open() as store:
-        if place.bucket in [one.name for one in store.block_devices()]:
-            kind, policy = "block", store.block_device(place.bucket).clone(place.snapshot, name).policy
+        if parent in [one.name for one in store.block_devices()]:
+            kind, policy = "block", store.block_device(parent).clone(of, name).policy
         else:
-            kind, policy = "bucket", store.bucket(place.bucket).clone(place.snapshot, name).policy
+            kind, policy = "bucket", store.bucket(parent).clone(of, name).policy
     answer(
-        {"name": name, "kind": kind, "policy": policy, "clone_of": f"{place.bucket}@{place.snapshot}"},
-        f"{'Bucket' if kind == 'bucket' else 'Block device'} {name} is there, a clone of {place.bucket}@"
-        f"{place.snapshot}.",
+        {"name": name, "kind": kind, "policy": policy, "clone_of": f"{parent}@{of}"},
+        f"{'Bucket' if kind == 'bucket' else 'Block device'} {name} is there, a clone of {parent}@{of}.",
     )
 
 

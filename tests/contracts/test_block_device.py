@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,7 @@ from blockstore.errors import AlreadyExists, InvalidRequest, NotFound, TakenOver
 from blockstore.ids import KiB, MiB, TiB
 from blockstore.kinds.block import BLOCK_BYTES, DEVICE_BYTES_MAX, KIND
 from blockstore.kinds.turns import Turn
-from tests.contracts.test_store import Way
+from tests.contracts.ways import Way
 
 SIZE = 4 * MiB + 700
 
@@ -33,12 +33,6 @@ SIZE = 4 * MiB + 700
 @pytest.fixture(params=["aio", "blocking"])
 def way(request: pytest.FixtureRequest, tmp_path: Path) -> Way:
     return Way(request.param, {"location": tmp_path / "store"})
-
-
-@pytest.fixture
-async def store(way: Way) -> AsyncGenerator[aio.Store]:
-    async with way.open() as found:
-        yield found
 
 
 @pytest.fixture

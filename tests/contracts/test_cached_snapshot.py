@@ -51,18 +51,15 @@ def fill(bucket: blockstore.Bucket) -> None:
 
 
 @pytest.fixture(scope="module")
-def connected(tmp_path_factory: pytest.TempPathFactory) -> Generator[blockstore.Store]:
-    with (
-        LocalCluster.create(tmp_path_factory.mktemp("cluster"), 3, security="tls") as cluster,
-        blockstore.connect(cluster.location, credentials=cluster.credentials) as store,
-    ):
-        fill(store.create_bucket("data", policy="ec(2,1)"))
+def connected(cluster: LocalCluster) -> Generator[blockstore.Store]:
+    with blockstore.connect(cluster.location, credentials=cluster.credentials) as store:
+        fill(store.create_bucket("cached", policy="ec(2,1)"))
         yield store
 
 
 @pytest.fixture
 def snapshot(connected: blockstore.Store) -> blockstore.Snapshot:
-    return connected.bucket("data").at("v1")
+    return connected.bucket("cached").at("v1")
 
 
 @pytest.fixture
@@ -102,7 +99,7 @@ def test_everything_is_read_without_the_owner(
         file.seek(2 * MiB)
         assert file.read() == LARGE[2 * MiB :]
     assert sorted(name for batch in known.samples(prefix="train/") for name, _ in batch) == NAMES
-    missing = pytest.raises(NotFound, match="'train/new' in bucket 'data'")
+    missing = pytest.raises(NotFound, match="'train/new' in bucket 'cached'")
     for ask in (known.get, known.stat, known.open):
         with missing:
             ask("train/new")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -15,16 +15,10 @@ from blockstore import aio
 from blockstore.daemon.local_cluster import LocalCluster
 from blockstore.errors import AlreadyExists, InvalidRequest, NotFound, PreconditionFailed, TakenOver
 from blockstore.ids import KiB, MiB
-from tests.contracts.test_store import Way
+from tests.contracts.ways import Way
 
 LARGE = random.Random(1).randbytes(3 * MiB)
 FLAT_SECONDS_MAX = 60.0
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[LocalCluster]:
-    with LocalCluster.create(tmp_path_factory.mktemp("cluster"), 3, security="tls") as running:
-        yield running
 
 
 @pytest.fixture(params=["aio embedded", "blocking cluster"])
@@ -34,12 +28,6 @@ def way(request: pytest.FixtureRequest, tmp_path: Path) -> Way:
         return Way(twin, {"location": tmp_path / "store"})
     running: LocalCluster = request.getfixturevalue("cluster")
     return Way(twin, {"location": running.location, "credentials": running.credentials})
-
-
-@pytest.fixture
-async def store(way: Way) -> AsyncGenerator[aio.Store]:
-    async with way.open() as found:
-        yield found
 
 
 def new_name() -> str:

@@ -6,7 +6,7 @@ What it has written up to some number can be computed, so an image tells whether
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from blockstore.errors import AlreadyExists, InvalidRequest, NotFound, TakenOver
 from blockstore.ids import MiB
 from blockstore.kinds.block import BLOCK_BYTES, KIND, WriterMark
 from blockstore.kinds.block_map import MISSES_MAX
-from tests.contracts.test_store import Way
+from tests.contracts.ways import Way
 
 N_BLOCKS = 12
 """Of each device that is written to; a few, so that the writer comes round often."""
@@ -32,12 +32,6 @@ N_BLOCKS = 12
 @pytest.fixture(params=["aio", "blocking"])
 def way(request: pytest.FixtureRequest, tmp_path: Path) -> Way:
     return Way(request.param, {"location": tmp_path / "store"})
-
-
-@pytest.fixture
-async def store(way: Way) -> AsyncGenerator[aio.Store]:
-    async with way.open() as found:
-        yield found
 
 
 class Numbering:

@@ -39,18 +39,15 @@ def fill(bucket: blockstore.Bucket) -> None:
 
 
 @pytest.fixture(scope="module")
-def connected(tmp_path_factory: pytest.TempPathFactory) -> Generator[blockstore.Store]:
-    with (
-        LocalCluster.create(tmp_path_factory.mktemp("cluster"), 3, security="tls") as cluster,
-        blockstore.connect(cluster.location, credentials=cluster.credentials) as store,
-    ):
-        fill(store.create_bucket("data"))
+def connected(cluster: LocalCluster) -> Generator[blockstore.Store]:
+    with blockstore.connect(cluster.location, credentials=cluster.credentials) as store:
+        fill(store.create_bucket("samples"))
         yield store
 
 
 @pytest.fixture
 def snapshot(connected: blockstore.Store) -> blockstore.Snapshot:
-    return connected.bucket("data").at("v1")
+    return connected.bucket("samples").at("v1")
 
 
 @pytest.mark.parametrize("prefetch", [0, 4])

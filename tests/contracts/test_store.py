@@ -9,9 +9,6 @@ import io
 import os
 import random
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -32,93 +29,7 @@ from blockstore.errors import (
 from blockstore.ids import KiB, MiB
 from blockstore.kinds.object_history import Change
 from blockstore.placement.policy import Policy
-
-
-class Awaited:
-    """A blocking object whose methods run in a thread."""
-
-    def __init__(self, wrapped: object) -> None:
-        self._wrapped = wrapped
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._wrapped, name)
-        if not callable(found) or name in ("seek", "tell"):
-            return found
-        if name == "batch":
-            return lambda: _AwaitedBatch(cast("blockstore.Batch", found()))
-        if name in ("list", "diff"):
-            return partial(_async_iterator, found)
-
-        async def call(*args: object, **kwargs: object) -> object:
-            return _awaited(await trio.to_thread.run_sync(partial(found, *args, **kwargs)))
-
-        return call
-
-    async def __aenter__(self) -> Awaited:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        cast("io.BufferedReader", self._wrapped).close()
-
-
-class _AwaitedBatch:
-    """Collecting is the same in both twins."""
-
-    def __init__(self, wrapped: blockstore.Batch) -> None:
-        self._wrapped = wrapped
-        self.put, self.delete = wrapped.put, wrapped.delete
-
-    async def commit(self) -> object:
-        return await trio.to_thread.run_sync(self._wrapped.commit)
-
-    async def __aenter__(self) -> _AwaitedBatch:
-        return self
-
-    async def __aexit__(self, *raised: Any) -> None:
-        await trio.to_thread.run_sync(self._wrapped.__exit__, *raised)
-
-
-def _awaited(result: object) -> object:
-    if isinstance(result, list):
-        return [_awaited(one) for one in cast("list[object]", result)]
-    kinds = (
-        blockstore.Bucket,
-        blockstore.Snapshot,
-        blockstore.ObjectReader,
-        blockstore.BlockDevice,
-        blockstore.DeviceSnapshot,
-    )
-    return Awaited(result) if isinstance(result, kinds) else result
-
-
-async def _async_iterator(
-    listing: Callable[..., Any], *args: object, **kwargs: object
-) -> AsyncIterator[object]:
-    for entry in await trio.to_thread.run_sync(lambda: list(listing(*args, **kwargs))):
-        yield entry
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[LocalCluster]:
-    with LocalCluster.create(tmp_path_factory.mktemp("cluster"), 3, security="tls") as running:
-        yield running
-
-
-@dataclass(frozen=True)
-class Way:
-    """How to open the store, as its twin takes it."""
-
-    twin: str
-    arguments: dict[str, Any]
-
-    @asynccontextmanager
-    async def open(self) -> AsyncGenerator[aio.Store]:
-        if self.twin == "aio":
-            async with aio.open(**self.arguments) as store:
-                yield store
-        else:
-            with await trio.to_thread.run_sync(partial(blockstore.open, **self.arguments)) as blocking:
-                yield cast("aio.Store", Awaited(blocking))
+from tests.contracts.ways import Way
 
 
 @pytest.fixture(params=["aio embedded", "blocking embedded", "aio cluster", "blocking cluster"])
@@ -128,12 +39,6 @@ def way(request: pytest.FixtureRequest, tmp_path: Path) -> Way:
         return Way(twin, {"location": tmp_path / "store"})
     running: LocalCluster = request.getfixturevalue("cluster")
     return Way(twin, {"location": running.location, "credentials": running.credentials})
-
-
-@pytest.fixture
-async def store(way: Way) -> AsyncGenerator[aio.Store]:
-    async with way.open() as found:
-        yield found
 
 
 @pytest.fixture

@@ -110,15 +110,21 @@ def test_what_cannot_be_is_found(name: str) -> None:
         check_key(K, writes, reads)
 
 
-def test_a_batch_is_true_as_a_whole() -> None:
+def with_batch(y: bytes | None) -> History:
+    """x and y are 1 and 2; a batch of which nobody knows the outcome makes x 3, and y this."""
     history = History()
     batch = history.new_batch()
     history.writes = [
         Write(b"x", b"1", 1, 2),
         Write(b"y", b"2", 1, 2),
         Write(b"x", b"3", 3, batch=batch),
-        Write(b"y", b"4", 3, batch=batch),
+        Write(b"y", y, 3, batch=batch),
     ]
+    return history
+
+
+def test_a_batch_is_true_as_a_whole() -> None:
+    history = with_batch(b"4")
     history.reads = [Read(b"y", b"2", 4, 5), Read(b"x", b"3", 6, 7), Read(b"y", b"4", 8, 9)]
     history.check()
     history.reads.append(Read(b"y", b"2", 10, 11))
@@ -127,14 +133,7 @@ def test_a_batch_is_true_as_a_whole() -> None:
 
 
 def test_half_of_a_batch_is_found() -> None:
-    history = History()
-    batch = history.new_batch()
-    history.writes = [
-        Write(b"x", b"1", 1, 2),
-        Write(b"y", b"2", 1, 2),
-        Write(b"x", b"3", 3, batch=batch),
-        Write(b"y", None, 3, batch=batch),
-    ]
+    history = with_batch(None)
     history.reads = [Read(b"x", b"3", 4, 5), Read(b"y", b"2", 6, 7)]
     with pytest.raises(Violation):
         history.check()
