@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from blockstore.api.cluster import ClusterSession
-from blockstore.api.session import Op
+from blockstore.api.owner_session import Op
 from blockstore.api.store import Opened, Store
 from blockstore.codec.messages import Put, VolumeCall, Written
 from blockstore.codec.run_file import decode_root

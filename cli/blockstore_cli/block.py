@@ -17,7 +17,6 @@ import blockstore
 from blockstore.api.value_source import open_file
 from blockstore.errors import InvalidRequest, NotFound, of_path
 from blockstore.ids import MiB
-from blockstore.kinds.block import check_size
 from blockstore_cli.address import parse_place
 from blockstore_cli.flattening import clone_facts, flatten
 from blockstore_cli.output import answer, confirm, facts_table, size, table, when
@@ -113,7 +112,10 @@ def resize(name: str, n_bytes: int, yes: bool) -> None:
     """Make a device larger, or smaller: what is cut off is gone, save for snapshots."""
     with settings().open() as store:
         former = store.block_device(name).size
-        check_size(n_bytes)  # before anybody is asked
+        if not n_bytes:
+            raise InvalidRequest(
+                f"A device has one byte at least; `blockstore block delete {name}` deletes it."
+            )
         if n_bytes < former:
             confirm(f"Cut block device {name!r} from {size(former)} to {size(n_bytes)}", yes)
         store.block_device(name, writable=True).resize(n_bytes)
