@@ -98,6 +98,7 @@ def test_what_cannot_be_is_refused(command: Command, tmp_path: Path) -> None:
         (("read", "vm3@gone"), 66, "no snapshot 'gone' of block device 'vm3'"),
         (("read", "vm3:x"), 64, "names an object"),
         (("resize", "vm3", "1K"), 64, "--yes"),
+        (("resize", "vm3", "0"), 64, "block delete vm3"),
         (("discard", "vm3", "--offset", "0", "--length", "1K"), 64, "--yes"),
         (("delete", "vm3"), 64, "--yes"),
         (("diff", "vm3"), 64, "begins at a snapshot"),
