@@ -4,7 +4,7 @@ A snapshot never changes, so its map may be kept for as long as the snapshot is,
 without asking the owner. What changes is where the bytes are, when they are packed or repaired: the node
 then has them no more, the owner is asked once for the new place, and that is remembered here.
 
-The map is one run, as owners write them, in memory or in a file: a look-up decodes one block of it (10 us).
+The map is one run, as owners write them, in memory or in a file: a look-up decodes one block of it (20 us).
 Memory: the run, unless it is in a file, BLOCKS_BYTES_MAX, and PLACES_MAX places learned since. Pure but for
 the file; any thread may use it."""
 
