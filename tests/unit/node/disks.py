@@ -143,3 +143,15 @@ class Bench:
     def state(self, where: ChunkId) -> FragmentState | None:
         states = self.shell.states((where,))
         return states[0] if states else None
+
+
+def file_of(bench: Bench, where: ChunkId) -> str:
+    """The one slot file that holds `where`."""
+    number = where.number.to_bytes(8, "little")
+    names = [
+        name
+        for name in bench.disk.names("fragments")
+        if bench.disk.peek(f"fragments/{name}", 64, 8) == number
+    ]
+    (name,) = names
+    return f"fragments/{name}"
