@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROOFS := tests/simulation tests/crash tests/fuzz tests/mutants
+LONG := tests/simulation tests/fuzz
 MINUTES ?= 60
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types unit bench chaos mutants soak wheel clean
@@ -38,18 +38,18 @@ soak: $(VENV)/installed-dev
 
 # --- checks: stop at the first that fails
 
-# The proofs compute, the others mostly wait for disks and daemons: beside each other both processors are in use. The
-# proofs yield.
+# Tests of processes wait most of the time, the long ones compute: beside each other both processors are in use. Who
+# computes yields.
 test: lint types
-	@echo "== pytest: tests/processes; beside it the quick ones and the proofs, what they say follows"
-	@nice -n 19 $(BIN)/python -m pytest $(PROOFS) >$(VENV)/proofs.log 2>&1 & proofs=$$!; \
-	  $(BIN)/python -m pytest $(PROOFS:%=--ignore=%) --ignore=tests/processes >$(VENV)/quick.log 2>&1 & quick=$$!; \
-	  trap 'kill $$proofs $$quick 2>/dev/null' EXIT INT TERM; \
+	@echo "== pytest: tests/processes; beside it the others, what they say follows"
+	@nice -n 19 $(BIN)/python -m pytest $(LONG) >$(VENV)/long.log 2>&1 & long=$$!; \
+	  nice -n 10 $(BIN)/python -m pytest $(LONG:%=--ignore=%) --ignore=tests/processes >$(VENV)/others.log 2>&1 & \
+	  others=$$!; trap 'kill $$long $$others 2>/dev/null' EXIT INT TERM; \
 	  $(BIN)/python -m pytest tests/processes; found=$$?; \
-	  echo "== waiting for the quick ones (tail -f $(VENV)/quick.log)"; \
-	  wait $$quick || found=1; cat $(VENV)/quick.log; \
-	  echo "== waiting for the proofs (tail -f $(VENV)/proofs.log)"; \
-	  wait $$proofs || found=1; trap - EXIT; cat $(VENV)/proofs.log; exit $$found
+	  echo "== waiting for the others (tail -f $(VENV)/others.log)"; \
+	  wait $$others || found=1; cat $(VENV)/others.log; \
+	  echo "== waiting for $(LONG) (tail -f $(VENV)/long.log)"; \
+	  wait $$long || found=1; trap - EXIT; cat $(VENV)/long.log; exit $$found
 
 lint: $(VENV)/installed-dev
 	@echo "== ruff check"
