@@ -123,9 +123,9 @@ dropped."""
 
 # --- time, in seconds
 
-HEARTBEAT_SECONDS = 0.1
+HEARTBEAT_SECONDS = 0.12
 ELECTION_SECONDS_MIN = 0.5
-"""Five heartbeats: a pause of a busy two-core machine is not yet an election."""
+"""Four heartbeats: a pause of a busy two-core machine is not yet an election."""
 ELECTION_SECONDS_MAX = 0.9
 
 NODE_LEASE_SECONDS = 0.8

@@ -1,7 +1,8 @@
 """A writer that numbers its blocks, on two block devices at once, and what their images may show.
 
 It writes 1, 2, 3, … round and round over the blocks of both devices, each number after the one before was
-acknowledged, and now and then a number to a whole span. So whatever both show together is a state that
+acknowledged, and now and then a number to a whole span. Where faults may come together, a number whose write
+was given up is written again. So whatever both show together is a state that
 existed at one instant exactly if it is what the writer had written up to some number, which can be computed:
 the checks are exact. Snapshots are taken of both at once, under load; what the head shows is judged by what
 was acknowledged."""
@@ -9,7 +10,7 @@ was acknowledged."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import trio
@@ -92,60 +93,83 @@ def _heads() -> range:
 
 
 class NumberingClients:
-    """The writer, until stopped, and who takes snapshots."""
+    """The writer, until stopped, and who takes snapshots.
 
-    def __init__(self, store: aio.Store, devices: Sequence[aio.BlockDevice], seed: int, load: Load) -> None:
+    `allowed`: what faults may let a request end with. It is asked for again, or given up."""
+
+    def __init__(
+        self,
+        store: aio.Store,
+        devices: Sequence[aio.BlockDevice],
+        seed: int,
+        load: Load,
+        allowed: tuple[type[BlockStoreError], ...] = (),
+    ) -> None:
         self._store, self._devices, self._load, self._seed = store, devices, load, seed
+        self._names = [device.name for device in devices]
+        self._allowed = allowed
         self._rng = random.Random(f"{seed} device snapshots")
         self.numbering = Numbering(seed)
         self.violations: list[str] = []
         self.n_snapshots = 0
         self._bounds: dict[str, tuple[int, int]] = {}
-        self._stopping = False
+        self.is_stopping = False
 
     @classmethod
-    async def create(cls, store: aio.Store, seed: int, load: Load) -> NumberingClients:
+    async def create(
+        cls,
+        store: aio.Store,
+        seed: int,
+        load: Load,
+        policies: Mapping[str, str] = POLICIES,
+        allowed: tuple[type[BlockStoreError], ...] = (),
+    ) -> NumberingClients:
         devices = [
             await store.create_block_device(name, DEVICE_BYTES, policy=policy)
-            for name, policy in POLICIES.items()
+            for name, policy in policies.items()
         ]
-        return cls(store, devices, seed, load)
+        return cls(store, devices, seed, load, allowed)
 
     def stop(self) -> None:
-        self._stopping = True
+        self.is_stopping = True
 
     async def run(self) -> None:
         numbering = self.numbering
-        while not self._stopping:
-            numbering.asked += 1
+        while not self.is_stopping:
+            if numbering.asked == numbering.acknowledged:
+                numbering.asked += 1
             place = place_of(numbering.asked)
             try:
                 await self._devices[place.device].write(place.offset, value_of(self._seed, numbering.asked))
+            except self._allowed:
+                pass
             except BlockStoreError as error:
                 self.violations.append(f"writing number {numbering.asked} failed: {error!r}")
                 return
-            numbering.acknowledged = numbering.asked
+            else:
+                numbering.acknowledged = numbering.asked
             await trio.sleep(self._load.pace)
 
     async def snapshot(self, name: str) -> None:
         before = self.numbering.acknowledged
         for attempt in range(SNAPSHOT_ATTEMPTS_MAX):
             try:
-                await self._store.snapshot_block_devices(list(POLICIES), f"{name}-{attempt}")
+                await self._store.snapshot_block_devices(self._names, f"{name}-{attempt}")
             except BlockStoreError as error:
-                if attempt == SNAPSHOT_ATTEMPTS_MAX - 1:
+                if attempt == SNAPSHOT_ATTEMPTS_MAX - 1 and not isinstance(error, self._allowed):
                     self.violations.append(f"snapshot {name} of both devices failed: {error!r}")
-                    return
             else:
                 self._bounds[f"{name}-{attempt}"] = before, self.numbering.asked
+                self.n_snapshots += 1
                 break
-        self.n_snapshots += 1
         if len(self._bounds) > SNAPSHOTS_KEPT:
             retired = self._rng.choice(sorted(self._bounds))
             try:
                 await self._check_snapshot(retired)
                 for device in self._devices:
                     await device.delete_snapshot(retired)
+            except self._allowed:
+                pass
             except BlockStoreError as error:
                 self.violations.append(f"reading and deleting snapshot {retired} failed: {error!r}")
             del self._bounds[retired]
@@ -157,7 +181,7 @@ class NumberingClients:
         self._judge("the head", images, numbering.acknowledged, numbering.asked)
         for name in sorted(self._bounds):
             await self._check_snapshot(name)
-        for name, device in zip(POLICIES, self._devices, strict=True):
+        for name, device in zip(self._names, self._devices, strict=True):
             await self._store.block_device(name, writable=True)
             try:
                 await device.write(0, bytes(BLOCK_BYTES))
@@ -165,7 +189,7 @@ class NumberingClients:
                 pass
             else:
                 self.violations.append(f"{name} was written by who is not its writer any more")
-        again = [await (await self._store.block_device(name)).read(0, 2 * SPAN_BYTES) for name in POLICIES]
+        again = [await (await self._store.block_device(name)).read(0, 2 * SPAN_BYTES) for name in self._names]
         self._judge("the head, taken over", again, numbering.acknowledged, numbering.asked)
 
     async def _check_snapshot(self, name: str) -> None:

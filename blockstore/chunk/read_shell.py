@@ -37,6 +37,9 @@ RANGES_PER_MESSAGE_MAX = 1_024
 ASKED_BYTES_PER_NODE_MAX = 16 * MiB
 """Asked of one node and not yet answered, by one read: what a server holds unsent for a connection."""
 
+PART_BYTES_MIN = 512
+"""What is read by halves, for its members are damaged, is not read in smaller parts."""
+
 Want = tuple[Sequence[Extent], Mapping[ChunkId, Placement], int, int]
 """Bytes [start, end) of the value that the extents make up, and where their chunks are."""
 
@@ -79,15 +82,45 @@ class ChunkReader:
                 of_want.append(extent_read(extent, placement, first, last))
             reads.append(of_want)
         payloads: list[Payload] = []
+        reading = _Reading(self._caller, self._nodes, self._rng, self._hedge, payloads)
         try:
-            await _Reading(self._caller, self._nodes, self._rng, self._hedge, payloads).run(
-                [read for of_want in reads for read in of_want], deadline
-            )
+            await reading.run([read for of_want in reads for read in of_want], deadline)
             return [b"".join(_results(of_want)) for of_want in reads]
+        except BlockStoreError as error:
+            if reading.failed is None or not reading.failed.may_be_in_parts:
+                raise
+            why = error
         finally:
             del reads
             for payload in payloads:
                 payload.release()
+        if len(wants) > 1:
+            return [(await self.read_many((want,), deadline))[0] for want in wants]
+        return [await self._read_by_halves(*wants[0], deadline, why)]
+
+    async def _read_by_halves(
+        self,
+        extents: Sequence[Extent],
+        placements: Mapping[ChunkId, Placement],
+        start: int,
+        end: int,
+        deadline: float,
+        why: BlockStoreError,
+    ) -> bytes:
+        """Two members that are damaged at different places have the whole between them, and so do one that is
+        damaged and one that ends earlier. `why` they did not give it at once."""
+        if end - start <= PART_BYTES_MIN:
+            raise why
+        middle = (start + end) // 2
+        halves = ((extents, placements, start, middle), (extents, placements, middle, end))
+        data = b"".join([(await self.read_many((half,), deadline))[0] for half in halves])
+        at = 0
+        for extent, first, last in pieces_of(extents, start, end):
+            part = memoryview(data)[at : at + last - first]
+            if part.nbytes == extent.length and crc32c(part) != extent.crc:
+                raise why
+            at += part.nbytes
+        return data
 
     async def try_one(
         self,
@@ -179,6 +212,8 @@ class _Reading:
         self._flight = caller.flight()
         self._now = caller.now()
         self._deadline = 0.0
+        self.failed: ExtentRead | None = None
+        """The read that ended all of them."""
         self._n_open = 0  # reads without a result
         self._under_way: dict[_Batch, None] = {}  # in the order in which they were sent
         self._asked_bytes: dict[Address, int] = {}
@@ -229,6 +264,7 @@ class _Reading:
             if read.result is not None:
                 self._n_open -= 1
             elif read.is_stuck and not is_late:
+                self.failed = read
                 raise self._too_late(read) if self._now >= self._deadline else read.failure()
         for address, asks in by_address.items():
             self._send(address, asks)

@@ -96,6 +96,11 @@ class ExtentRead:
         """Nothing is under way; if `next_asks` has nothing either, the read has failed."""
         return self.result is None and not self._open
 
+    @property
+    def may_be_in_parts(self) -> bool:
+        """A member is damaged somewhere in the range; another may have just that, and not all of the rest."""
+        return any(isinstance(error, Corrupt) for error in self.errors)
+
     def failure(self) -> BlockStoreError:
         """Why there is no result. QuorumLost if time may cure it."""
         what = f"Chunk {self.extent.chunk}"

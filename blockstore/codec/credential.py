@@ -161,12 +161,11 @@ def identity_of(der: bytes) -> tuple[Kind, str]:
 
 def is_signed_by(der: bytes, ca_certificate: str) -> bool:
     """Whether the authority signed this certificate; for those that come in a message, not by TLS."""
-    ca = x509.load_pem_x509_certificate(ca_certificate.encode())
     try:
-        x509.load_der_x509_certificate(der).verify_directly_issued_by(ca)
-    except (*_UNREADABLE, InvalidSignature):
+        certificate = x509.load_der_x509_certificate(der)
+    except _UNREADABLE:
         return False
-    return True
+    return _is_issued_by(certificate, x509.load_pem_x509_certificate(ca_certificate.encode()))
 
 
 def read_bundle(path: str) -> Bundle:
@@ -194,8 +193,9 @@ def parse_bundle(content: bytes, path: str) -> Bundle:
             for label, text in blocks
             if label.endswith("PRIVATE KEY")
         }
-        authorities = [certificate for certificate in certificates if _is_authority(certificate)]
-        holders = [certificate for certificate in certificates if not _is_authority(certificate)]
+        authorities, holders = list[x509.Certificate](), list[x509.Certificate]()
+        for certificate in certificates:
+            (authorities if _is_authority(certificate) else holders).append(certificate)
     except _UNREADABLE as error:
         refuse(f"it cannot be decoded ({error})")
     if not blocks:
@@ -214,7 +214,7 @@ def parse_bundle(content: bytes, path: str) -> Bundle:
         refuse("no private key in it fits the certificate")
     if keys:
         refuse("a private key in it fits none of its certificates")
-    if not is_signed_by(holder.public_bytes(Encoding.DER), _certificate_pem(ca)):
+    if not _is_issued_by(holder, ca):
         refuse("its certificate was not signed by its authority")
     bundle = Bundle(_certificate_pem(ca), _certificate_pem(holder), key, ca_key)
     try:
@@ -276,6 +276,14 @@ def _usage(signs_certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _is_issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (*_UNREADABLE, InvalidSignature):
+        return False
+    return True
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

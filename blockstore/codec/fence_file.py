@@ -40,11 +40,13 @@ RECORDS_MAX = (FILE_BYTES - HEADER_BYTES) // RECORD_BYTES
 _MAGIC = b"BSTFENCE"
 _HEADER = struct.Struct("<8sIIQQ")
 _BODY = struct.Struct("<IIQQQII20x")
+_RECORD = struct.Struct("<IIQQQII20xI")
 _IDENTITY = struct.Struct("<QQ")
 _U32 = struct.Struct("<I")
 _CRC_AT = 124
 
 assert _BODY.size == RECORD_BYTES - 4
+assert _RECORD.size == RECORD_BYTES
 
 
 class Kind(IntEnum):
@@ -107,10 +109,11 @@ def decode_fence_file(content: Buffer, disk: DiskId) -> FenceFile | None:
     facts = list[Fact]()
     synced, first_bad, damaged = 0, -1, False
     n_written = max(0, written_bytes(view) - HEADER_BYTES) // RECORD_BYTES
-    for index in range(n_written):
-        record = view[HEADER_BYTES + index * RECORD_BYTES :][:RECORD_BYTES]
-        kind, place, volume, epoch, number, record_synced, written_under = _BODY.unpack_from(record)
-        if place == index and _U32.unpack_from(record, RECORD_BYTES - 4)[0] == crc32c(record[:-4], seed):
+    records = bytes(view[HEADER_BYTES : HEADER_BYTES + n_written * RECORD_BYTES])
+    for index, fields in enumerate(_RECORD.iter_unpack(records)):
+        kind, place, volume, epoch, number, record_synced, written_under, sum_ = fields
+        at = index * RECORD_BYTES
+        if place == index and sum_ == crc32c(records[at : at + RECORD_BYTES - 4], seed):
             synced = max(synced, record_synced)
             if kind in _KINDS:
                 facts.append(Fact(Kind(kind), VolumeId(volume), epoch, number))
@@ -121,7 +124,7 @@ def decode_fence_file(content: Buffer, disk: DiskId) -> FenceFile | None:
             # A whole record lies in one sector, so power loss leaves none half written: zeros, or what an
             # earlier generation left at the same place, are the end; anything else has rotted.
             stale = place == index and 0 < written_under < generation
-            damaged = damaged or (any(record) and not stale)
+            damaged = damaged or (any(records[at : at + RECORD_BYTES]) and not stale)
     return FenceFile(
         generation, tuple(facts), damaged or synced > (n_written if first_bad < 0 else first_bad)
     )

@@ -277,8 +277,9 @@ class MemoryLane:
         deliver = partial(self._deliver, call_id, message, _request_view(payload) if size else None, budget)
         network.carrier.carry(self._source, self._target, deliver, may_repeat=True, about=message)
 
+    @trio.lowlevel.enable_ki_protection
     async def call(self, message: Message, payload: Sequence[Buffer], deadline: float) -> Answer:
-        waiter = Waiter(trio.lowlevel.current_task())
+        waiter = Waiter()
         self.post(message, payload, deadline, waiter)
         return await waiter.wait()
 

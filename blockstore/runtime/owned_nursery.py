@@ -33,5 +33,11 @@ class OwnedNursery:
         nursery = self._nursery
         if nursery is None or nursery.cancel_scope.cancel_called:
             return False
-        nursery.start_soon(run)
+        nursery.start_soon(_protected, run)
         return True
+
+
+@trio.lowlevel.enable_ki_protection
+async def _protected(run: Callable[[], Awaitable[object]]) -> None:
+    """Ctrl-C meets the program's own task, and never one of ours between two steps."""
+    await run()

@@ -217,8 +217,9 @@ class RealLane:
         pending[call_id] = (on_answer, deadline)
         lane_socket.send(frame, payload)
 
+    @trio.lowlevel.enable_ki_protection
     async def call(self, message: Message, payload: Sequence[Buffer], deadline: float) -> Answer:
-        waiter = Waiter(trio.lowlevel.current_task())
+        waiter = Waiter()
         self.post(message, payload, deadline, waiter)
         return await waiter.wait()
 

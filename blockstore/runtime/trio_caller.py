@@ -54,6 +54,7 @@ class TrioFlight:
         self._last_deadline = 0.0
         self._task: trio.lowlevel.Task | None = None
 
+    @trio.lowlevel.enable_ki_protection
     def start(
         self, tag: object, address: Address, message: Message, payload: Sequence[Buffer], deadline: float
     ) -> None:
@@ -97,6 +98,7 @@ class TrioFlight:
         if task is not None:
             trio.lowlevel.reschedule(task, outcome.Value(None))
 
+    @trio.lowlevel.enable_ki_protection
     async def _park(self) -> None:
         def abort(_: object) -> trio.lowlevel.Abort:
             self._task = None

@@ -11,12 +11,13 @@ from blockstore.runtime.interfaces import Answer
 
 class Waiter:
     """Pass it as `on_answer`, then `wait`, with no checkpoint between. When the wait is cancelled nobody
-    waits any more: the answer is dropped and its buffer given back."""
+    waits any more: the answer is dropped and its buffer given back. Ctrl-C between the two would leave a task
+    that does not wait: whoever does both is protected from it (trio's `enable_ki_protection`)."""
 
     __slots__ = ("_task",)
 
-    def __init__(self, task: trio.lowlevel.Task) -> None:
-        self._task: trio.lowlevel.Task | None = task
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
 
     def __call__(self, answer: Answer | BlockStoreError) -> None:
         task = self._task
@@ -28,7 +29,9 @@ class Waiter:
         else:
             trio.lowlevel.reschedule(task, outcome.Error(answer))
 
+    @trio.lowlevel.enable_ki_protection
     async def wait(self) -> Answer:
+        self._task = trio.lowlevel.current_task()
         answer = await trio.lowlevel.wait_task_rescheduled(self._abort)
         assert isinstance(answer, Answer)
         return answer

@@ -6,10 +6,14 @@ a `/` before its first `:`, or without any `:`, is a path; a file `a:b` in the w
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from blockstore.errors import InvalidRequest
 from blockstore_cli.output import shown
+
+_NO_UTF_8 = re.compile("[\udc80-\udcff]")
+"""How Python carries bytes that are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Place:
 
 def parse_place(text: str, *, name_needed: bool = False) -> Place:
     """`BUCKET[@SNAPSHOT][:NAME]`; InvalidRequest says what is missing."""
-    if any("\udc80" <= char <= "\udcff" for char in text):  # how Python carries bytes that are no UTF-8
+    if _NO_UTF_8.search(text):
         raise InvalidRequest(f"'{shown(text)}' is not UTF-8, and names of objects are.")
     head, _, name = text.partition(":")
     bucket, at, snapshot = head.partition("@")

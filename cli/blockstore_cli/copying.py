@@ -33,9 +33,10 @@ PIECE_BYTES = 4 * MiB
 
 
 def run(program: Callable[[], Awaitable[Result]]) -> Result:
-    """`trio.run`, with the first error instead of a group: the others are of transfers that it cut short."""
+    """`trio.run`, with the first error instead of a group: the others are of transfers that it cut short.
+    Ctrl-C ends it where it waits, never within a step."""
     try:
-        return trio.run(program)
+        return trio.run(program, restrict_keyboard_interrupt_to_checkpoints=True)
     except BaseExceptionGroup as group:
         raise _first(group) from group
 

@@ -84,6 +84,8 @@ def when(seconds: float) -> str:
 
 def shown(name: str) -> str:
     """A name from the store, fit for a terminal: control characters and undecodable bytes are spelled out."""
+    if name.isprintable():
+        return name
     return "".join(char if char.isprintable() else _spelled(char) for char in name)
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
-from unittest.mock import patch
 
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.messages import FragmentSpec, FragmentState
 from blockstore.errors import BlockStoreError, FragmentSealed, NotFound, OffsetMismatch, StaleEpoch
 from blockstore.ids import ChunkId, DiskId, KiB, MiB, VolumeId
-from blockstore.node import fence_shell, recovery_shell
 from blockstore.node.disk_shell import DiskShell, format_disk
 from tests.crash.losses import DiskState, WatchedDisk
+from tests.small_files import small_files
 
 DISK = DiskId(3)
 CLUSTER = "test"
@@ -220,15 +219,9 @@ class NodeSubject:
     starts = ("few-slots", "many-slots")
     """With many, slots that become free are removed, and the file of fences is almost full."""
 
-    @contextmanager
-    def small_files(self) -> Generator[None]:
-        """Reading zeros takes most of the time; and a file of fences must be filled sometimes."""
-        with (
-            patch.object(fence_shell, "FILE_BYTES", 8 * KiB),
-            patch.object(fence_shell, "RECORDS_MAX", N_FENCE_RECORDS),
-            patch.object(recovery_shell, "FRAGMENT_LOG_BYTES", 8 * KiB),
-        ):
-            yield
+    def small_files(self) -> AbstractContextManager[None]:
+        """A file of fences must be filled sometimes."""
+        return small_files(log_bytes=8 * KiB, fence_bytes=8 * KiB, n_fences=N_FENCE_RECORDS)
 
     def begin(self, start: str) -> tuple[WatchedDisk, NodeStory]:
         state, facts = _start(start)

@@ -13,18 +13,21 @@ import trio
 
 from blockstore import aio
 from blockstore.errors import BlockStoreError
+from blockstore.kinds.block import BLOCK_BYTES
 from blockstore.runtime.sim.bus import BusFaults
 from blockstore.runtime.sim.net import LinkFaults
 from blockstore.runtime.sim.scheduler import run_simulated
 from blockstore.runtime.sim.world import Listener, Machine, World
 from chaos.history import History
+from chaos.numbering import NumberingClients
+from chaos.workload import Load
 from tests.simulation import settings
 from tests.simulation.clones import Cloner
 from tests.simulation.cluster import SimCluster
 from tests.simulation.faults import Faults
 from tests.simulation.plan import CLOCK_RATES, Plan, draw_plan
 from tests.simulation.watch import Watch
-from tests.simulation.workload import BucketBook, Tally, Workload
+from tests.simulation.workload import PROMISED, BucketBook, Tally, Workload
 
 N_FAULTS = 26
 LOOK_SECONDS = 0.05
@@ -36,6 +39,9 @@ LIFE_SECONDS_MAX = 600.0
 OPERATIONS_MIN = 300
 SEEDS_TO_ONE_WITH_CLONES = 4
 """Each clone has an owner of its own: such a seed costs a third more."""
+DEVICES_IN = 2
+"""And those seeds that leave this remainder have block devices in place of clones."""
+DEVICE_PACE_SECONDS = 0.05
 
 
 @dataclass
@@ -76,6 +82,8 @@ def run_seed(
     n_nodes = rng.choice((5, 6, 6, 7))
     plan = draw_plan(rng, n_nodes, n_faults)
     drawn = settings.draw(rng)
+    if _has_devices(seed) and "INLINE_BYTES_MAX" in drawn:
+        drawn["INLINE_BYTES_MAX"] = max(BLOCK_BYTES, drawn["INLINE_BYTES_MAX"])  # a block is written inline
     outcome = Outcome(seed)
     mode = "storm" if plan.is_storm else "one node away at a time"
     outcome.description = (
@@ -88,6 +96,10 @@ def run_seed(
             seed, lambda: _Seed(seed, rng, n_nodes, plan, n_operations, outcome, listener, logs).run()
         )
     return outcome
+
+
+def _has_devices(seed: int) -> bool:
+    return seed % SEEDS_TO_ONE_WITH_CLONES == DEVICES_IN
 
 
 class _Logs(logging.Handler):
@@ -151,6 +163,8 @@ class _Seed:
         self._tally = Tally()
         self._workloads: list[tuple[Workload, aio.Bucket]] = []
         self._cloners: list[Cloner] = []
+        self._numbering: NumberingClients | None = None
+        self._devices_unused = trio.Event()
 
     async def run(self) -> None:
         world = self.world
@@ -191,6 +205,9 @@ class _Seed:
             "records of moved values": watch.n_moved,
             "clones": sum(cloner.n_made for cloner in self._cloners),
         }
+        if self._numbering is not None:
+            outcome.seen["numbers on devices"] = self._numbering.numbering.acknowledged
+            outcome.seen["snapshots of devices"] = self._numbering.n_snapshots
         outcome.n_own_ends = self._cluster.n_own_ends
         outcome.seconds = trio.current_time()
 
@@ -227,6 +244,12 @@ class _Seed:
                 self._workloads.append((workload, await store.bucket(book.name)))
                 for one in machines[2 * index : 2 * index + 2]:
                     nursery.start_soon(partial(self._client, one, workload))
+            if _has_devices(self._seed):
+                policies = {f"disk-{book.name}": book.policy for book in books}
+                self._numbering = await NumberingClients.create(
+                    store, self._seed, Load(pace=DEVICE_PACE_SECONDS), policies, PROMISED
+                )
+                nursery.start_soon(self._use_devices, self._numbering)
             faults = Faults(self._cluster, self._plan, self._watch, world.fork())
             await faults.run()
             outcome.n_faults, outcome.faults = faults.n_begun, faults.counts
@@ -269,6 +292,17 @@ class _Seed:
             for rng, act in acts:
                 nursery.start_soon(workload.repeat, rng, act)
 
+    async def _use_devices(self, numbering: NumberingClients) -> None:
+        """One writer of numbers; every few seconds a snapshot of both."""
+        rng, n_asked = self.world.fork(), 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(numbering.run)
+            while not numbering.is_stopping:
+                await self._pause(rng.uniform(0.5, 4.0))
+                n_asked += 1
+                await numbering.snapshot(f"snapshot-{n_asked}")
+        self._devices_unused.set()
+
     async def _recover(self, store: aio.Store, nursery: trio.Nursery) -> None:
         """Nothing is wrong any more: soon everything answers and writes, and all that was told is true."""
         world, watch = self.world, self._watch
@@ -283,12 +317,19 @@ class _Seed:
             await self._pause(0.5)
         for workload, _ in self._workloads:
             workload.stop()
+        if self._numbering is not None:
+            self._numbering.stop()
+            await self._devices_unused.wait()
         if self._rng.random() < 0.5:
             await self._cut_power_everywhere(store)
         for workload, bucket in self._workloads:
             await workload.verify(bucket)
         for cloner in self._cloners:
             await cloner.verify(store, self._pause)
+        if self._numbering is not None:
+            await self._numbering.verify()
+            for violation in self._numbering.violations:
+                watch.accuse(violation)
         if self._cloners and self._rng.random() < 0.5:
             await self._delete_parents(store)
 

@@ -290,7 +290,7 @@ def test_requests_that_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> No
         pass
 
     monkeypatch.setattr(Sessions, "find", find)
-    assert any("took effect" in words for words in broken(3).violations)
+    assert any("took effect" in words for words in broken(7).violations)
 
 
 def test_nodes_that_do_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:

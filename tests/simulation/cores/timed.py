@@ -12,7 +12,7 @@ from tests.simulation.cores.client import Client
 from tests.simulation.cores.faults import Faults
 from tests.simulation.cores.history import Violation
 from tests.simulation.cores.settings import details, draw_settings, in_words
-from tests.simulation.cores.world import World
+from tests.simulation.cores.world import World, with_small_files
 from tests.simulation.heap import Heap, Schedule
 
 FAULTS_MIN = 25
@@ -44,6 +44,7 @@ class Report:
     faults: dict[str, int] = field(default_factory=dict[str, int])
 
 
+@with_small_files()
 def run_timed(seed: int, trace: list[str] | None = None) -> Report:
     """Raise AssertionError (a `Violation` or a core's) when a promise was broken."""
     started = time.process_time()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tests.simulation.cores.faults import Faults
 from tests.simulation.cores.settings import details, draw_walk_settings, in_words
 from tests.simulation.cores.timed import recover, replicated_chunks
-from tests.simulation.cores.world import World
+from tests.simulation.cores.world import World, with_small_files
 from tests.simulation.heap import Bag
 
 STEPS = 400
@@ -33,6 +33,7 @@ class WalkReport:
     cpu_seconds: float
 
 
+@with_small_files()
 def run_walk(seed: int, trace: list[str] | None = None) -> WalkReport:
     """Raise AssertionError when a promise was broken."""
     started = time.process_time()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 from blockstore.codec.checksum import crc32c
 from blockstore.codec.control_record import ClusterRecord, Transaction, encode_record
@@ -14,7 +15,7 @@ from blockstore.control.assignment import Move
 from blockstore.control.state import ControlState
 from blockstore.control.views import CLUSTER, Views
 from blockstore.errors import BlockStoreError, Corrupt
-from blockstore.ids import ChunkId, DiskId, GiB, NodeId, RequestId, SessionId
+from blockstore.ids import ChunkId, DiskId, GiB, KiB, NodeId, RequestId, SessionId
 from blockstore.node.slots_shell import file_name
 from tests.simulation.cores.client import Client
 from tests.simulation.cores.control import NodeControl, listening
@@ -27,10 +28,14 @@ from tests.simulation.cores.register import Register, RegisterControl
 from tests.simulation.cores.settings import Settings
 from tests.simulation.cores.witness import Witness
 from tests.simulation.heap import Schedule
+from tests.small_files import small_files
 
 GRANT_KEY = b"g" * 32
 QUEUED_MAX, PENDING_MAX, SESSIONS_MAX = 4_096, 2_000, 10_000
 EVENTS_MAX = 50_000
+
+with_small_files = partial(small_files, log_bytes=128 * KiB, fence_bytes=64 * KiB)
+"""Room for 4,096 appends to a fragment, of which the largest has 64 KiB."""
 
 
 class World:

@@ -146,6 +146,19 @@ async def test_rot_on_a_disk_is_read_around(k: int, m: int, autojump_clock: trio
             assert await cluster.read(extents, len(value)) == value
 
 
+@pytest.mark.parametrize(("k", "m"), [(1, 2), (2, 1), (4, 2)])
+async def test_what_no_member_has_whole_is_read_in_parts(
+    k: int, m: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    value = random.Random(4).randbytes(900 * KiB)
+    async with machines(6, k, m) as cluster:
+        extents = await cluster.writer.write(value, trio.current_time() + 60)
+        for number, disk in cluster.disks.items():
+            for name in disk.names("fragments"):
+                disk.flip(f"fragments/{name}", DATA_START + (number - 1) * 32 * KiB + 17)
+        assert await cluster.read(extents, len(value)) == value
+
+
 async def test_a_fenced_writer_goes_on_in_the_new_epoch(autojump_clock: trio.testing.MockClock) -> None:
     async with machines(3, 1, 2) as cluster:
         (first,) = await cluster.writer.write(b"before" * 100, trio.current_time() + 60)
