@@ -2,10 +2,9 @@
 
 It writes 1, 2, 3, … round and round over the blocks of both devices, each number after the one before was
 acknowledged, and now and then a number to a whole span. Where faults may come together, a number whose write
-was given up is written again. So whatever both show together is a state that
-existed at one instant exactly if it is what the writer had written up to some number, which can be computed:
-the checks are exact. Snapshots are taken of both at once, under load; what the head shows is judged by what
-was acknowledged."""
+was given up is written again. So whatever both show together is a state that existed at one instant exactly
+if it is what the writer had written up to some number, which can be computed: the checks are exact. Snapshots
+are taken of both at once, under load; what the head shows is judged by what was acknowledged."""
 
 from __future__ import annotations
 

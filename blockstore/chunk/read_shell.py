@@ -1,7 +1,8 @@
 """Reading values from the nodes: one message per node, hedged, verified, rebuilt where it must be.
 
 What to ask of whom is decided in `reader.py`; this carries it out over `Caller`, so it runs under trio and
-over blocking sockets alike. Every member is asked once in a read; who retries the whole is the layer under
+over blocking sockets alike. Every member is asked once in a read, but for what is damaged: that is read again
+in ever smaller parts, for each may be whole at another member. Who retries the whole is the layer under
 `api/`."""
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class ChunkReader:
 
     async def read_many(self, wants: Sequence[Want], deadline: float) -> list[bytes]:
         """The same for many ranges, in their order: one message for each node, as far as 4 MiB go. The first
-        that fails fails all. Answers are held until the end, so memory is twice what is asked for."""
+        that fails fails all. Answers are held until the end, so memory is twice what is asked for. What
+        cannot be read for damage is read again by halves, of the ranges and then of the range."""
         if len(wants) == 1:
             found = await self.try_one(*wants[0], deadline)
             if found is not None:
@@ -94,21 +96,20 @@ class ChunkReader:
             del reads
             for payload in payloads:
                 payload.release()
+        if self._caller.now() >= deadline:
+            raise why
         if len(wants) > 1:
-            return [(await self.read_many((want,), deadline))[0] for want in wants]
-        return [await self._read_by_halves(*wants[0], deadline, why)]
+            half = len(wants) // 2
+            return [
+                *await self.read_many(wants[:half], deadline),
+                *await self.read_many(wants[half:], deadline),
+            ]
+        return [await self._read_by_halves(wants[0], deadline, why)]
 
-    async def _read_by_halves(
-        self,
-        extents: Sequence[Extent],
-        placements: Mapping[ChunkId, Placement],
-        start: int,
-        end: int,
-        deadline: float,
-        why: BlockStoreError,
-    ) -> bytes:
+    async def _read_by_halves(self, want: Want, deadline: float, why: BlockStoreError) -> bytes:
         """Two members that are damaged at different places have the whole between them, and so do one that is
         damaged and one that ends earlier. `why` they did not give it at once."""
+        extents, placements, start, end = want
         if end - start <= PART_BYTES_MIN:
             raise why
         middle = (start + end) // 2

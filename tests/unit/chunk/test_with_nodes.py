@@ -157,6 +157,10 @@ async def test_what_no_member_has_whole_is_read_in_parts(
             for name in disk.names("fragments"):
                 disk.flip(f"fragments/{name}", DATA_START + (number - 1) * 32 * KiB + 17)
         assert await cluster.read(extents, len(value)) == value
+        ranges = [(0, len(value)), (5, 9), (100_000, 600_000)]
+        wants = [(extents, cluster.placements, start, end) for start, end in ranges]
+        found = await cluster.reader.read_many(wants, trio.current_time() + 20)
+        assert found == [value[start:end] for start, end in ranges]
 
 
 async def test_a_fenced_writer_goes_on_in_the_new_epoch(autojump_clock: trio.testing.MockClock) -> None:
