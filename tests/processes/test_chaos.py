@@ -21,7 +21,7 @@ from chaos.workload import Load
 SEED = 20
 N_KILLS = 20
 N_NODES = 6
-LIGHT = Load(n_writers=2, pace=0.02)
+LIGHT = Load(n_writers=2, pace=0.01)
 CALL_SECONDS_MAX = 30.0
 
 
